@@ -1,0 +1,1 @@
+"""Episodes on disk -> training batches. Importing this package does not import torch."""
