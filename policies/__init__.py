@@ -1,0 +1,1 @@
+"""Observation -> action chunk: encoders, denoising networks, diffusion and flow heads, checkpoints."""

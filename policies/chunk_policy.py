@@ -1,0 +1,70 @@
+"""The usual policy: normaliser + encoder + head. DP, DP3, ... are configurations of it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from data.chunks import ChunkBatch
+from data.normaliser import Normaliser
+from data.spec import TaskSpec
+from policies.encoders.obs import ObsEncoder
+from policies.heads.head import Head
+from policies.policy import Metrics, Obs, Policy
+from policies.rng import BatchRng
+
+
+class ChunkPolicy(Policy):
+    """Diffusion or flow over action chunks, conditioned on encoded observations.
+
+    Args:
+        spec: the task's shapes.
+        normaliser: fitted on the training data; kept in the checkpoint.
+        encoder: normalised observations -> tokens.
+        head: objective + sampler around a denoising network.
+        n_obs_steps, horizon, n_action_steps: To, H, Ta.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        normaliser: Normaliser,
+        encoder: ObsEncoder,
+        head: Head,
+        *,
+        n_obs_steps: int,
+        horizon: int,
+        n_action_steps: int,
+    ):
+        super().__init__(spec, n_obs_steps, horizon, n_action_steps)
+        self.normaliser, self.encoder, self.head = normaliser, encoder, head
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """(H, Da), or (K, H, Da) for samplers that draw at every step."""
+        shape = (self.horizon, self.action_dim)
+        return shape if self.head.n_noise is None else (self.head.n_noise, *shape)
+
+    def encode(self, obs: Obs, rng: BatchRng | None = None) -> Float[Tensor, "b l c"]:
+        """Tokens of observations in environment units; ``rng`` drives the augmentation in training."""
+        normalised = {key: self.normaliser.normalise(key, obs[key]) for key in self.spec.obs}
+        return self.encoder(normalised, rng)
+
+    def loss(self, batch: ChunkBatch, rng: BatchRng | None = None) -> tuple[Float[Tensor, ""], Metrics]:
+        """The head's objective on the normalised chunk."""
+        if rng is None:
+            seed = int(torch.randint(2**31, ()).item())
+            rng = BatchRng(seed, batch.action.device)
+        action = self.normaliser.normalise("action", batch.action)
+        loss = self.head.loss(action, self.encode(batch.obs, rng), batch.is_pad, rng)
+        return loss, {"loss": loss.detach()}
+
+    def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
+        """The head's chunk for ``noise`` (B, *noise_shape)."""
+        cond = self.encode(obs)
+        return self.head.sample(cond, self.draw_noise(len(cond)) if noise is None else noise)
+
+    def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """Environment units, clipped to the task's range."""
+        return self.normaliser.unnormalise("action", action).clamp(self.spec.action_low, self.spec.action_high)

@@ -1,0 +1,83 @@
+"""Fuses the encoders of all observation keys; which encoder a key gets follows from the task's shape metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from data.errors import ConfigError
+from data.spec import FieldSpec
+from policies.encoders.image import ImageEncoder
+from policies.encoders.pointcloud import PointCloudEncoder
+from policies.rng import BatchRng
+
+
+class StateEncoder(nn.Module):
+    """An MLP on one frame of low-dimensional state, (N, D) -> (N, out_dim); no layers pass it through unchanged.
+
+    Args:
+        in_dim: D.
+        hidden: widths of the layers, the last one is the output; (64, 64) in DP3.
+    """
+
+    def __init__(self, in_dim: int, *, hidden: list[int] | tuple[int, ...] = ()):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for a, b in zip([in_dim, *hidden[:-1]], hidden, strict=True):
+            layers += [nn.Linear(a, b), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        self.out_dim = hidden[-1] if hidden else in_dim
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """Normalised state -> features."""
+        return self.mlp(x)
+
+
+def make_encoder(key: str, field: FieldSpec, options: Mapping[str, Mapping[str, Any]]) -> nn.Module:
+    """The encoder for one observation key.
+
+    Args:
+        key: for messages.
+        field: its shape and kind.
+        options: keyword arguments per kind, e.g. {"pointcloud": {"out_dim": 64}}.
+    """
+    kwargs = dict(options.get(field.kind, {}))
+    try:
+        if field.kind == "state":
+            return StateEncoder(field.shape[-1], **kwargs)
+        if field.kind == "pointcloud":
+            return PointCloudEncoder(field.shape[-1], **kwargs)
+        if field.kind in ("rgb", "depth"):
+            return ImageEncoder(3 if field.kind == "rgb" else 1, **kwargs)
+    except TypeError as e:
+        raise ConfigError(f"encoder.{field.kind} (for observation '{key}'): {e}") from e
+    raise ConfigError(f"No encoder for observation '{key}' of kind '{field.kind}'.")
+
+
+class ObsEncoder(nn.Module):
+    """Normalised observations (B, To, *shape) -> tokens (B, To, C): the keys' features side by side, one token a frame.
+
+    Args:
+        fields: the task's observations.
+        options: see ``make_encoder``.
+    """
+
+    def __init__(self, fields: Mapping[str, FieldSpec], options: Mapping[str, Mapping[str, Any]] | None = None):
+        super().__init__()
+        self.encoders = nn.ModuleDict({k: make_encoder(k, f, options or {}) for k, f in fields.items()})
+        self.out_dim = sum(int(e.out_dim) for e in self.encoders.values())  # type: ignore[arg-type]
+
+    def forward(self, obs: Mapping[str, Tensor], rng: BatchRng | None = None) -> Float[Tensor, "b to c"]:
+        """``rng`` drives the augmentation of images in training."""
+        tokens = []
+        for key, encoder in self.encoders.items():
+            x = obs[key]
+            if isinstance(encoder, ImageEncoder):
+                tokens.append(encoder(x, rng))
+            else:
+                tokens.append(encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        return torch.cat(tokens, dim=-1)

@@ -1,0 +1,55 @@
+"""Flow matching with straight paths (Lipman et al. 2023; pi0's action head), integrated by Euler steps.
+
+z_t = (1 - t) A + t eps,   v = dz/dt = eps - A,   L = E ||v_theta(z_t, t | o) - v||^2.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from policies.heads.head import Head, full
+from policies.rng import BatchRng
+
+
+class FlowHead(Head):
+    """Rectified flow from noise (t = 1) to the action chunk (t = 0).
+
+    Args:
+        t_distribution: of training times. "uniform", or "logit_normal" (mean 0, std 1), which prefers the middle.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        n_inference_steps: int = 10,
+        noise_per_obs: int = 1,
+        mask_padding: bool = False,
+        t_distribution: Literal["uniform", "logit_normal"] = "uniform",
+    ):
+        super().__init__(
+            network, n_inference_steps=n_inference_steps, noise_per_obs=noise_per_obs, mask_padding=mask_padding
+        )
+        if t_distribution not in ("uniform", "logit_normal"):
+            raise ValueError(f"t_distribution must be uniform or logit_normal, not {t_distribution!r}")
+        self.t_distribution = t_distribution
+
+    def objective(self, action: Tensor, rng: BatchRng, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Interpolant z_t, time t, velocity eps - A."""
+        t = rng.rand(n) if self.t_distribution == "uniform" else torch.sigmoid(rng.randn(n))
+        eps = rng.randn(n, *action.shape[1:])
+        z = torch.lerp(action, eps, t[:, None, None])
+        return z, t, eps - action
+
+    def sample(self, cond: Float[Tensor, "b l c"], noise: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """K Euler steps of length 1/K."""
+        prepared = self.network.prepare(cond)
+        z, k = noise, self.n_inference_steps
+        for i in range(k):
+            v = self.network(z, full(1.0 - i / k, z), prepared)
+            z = z - v / k
+        return z

@@ -1,0 +1,74 @@
+"""What a head is: a training objective and a sampler around a denoising network."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from policies.rng import BatchRng
+
+
+class Head(nn.Module, ABC):
+    """Time runs from t = 1 (noise) to t = 0 (data).
+
+    Args:
+        network: (x, t, prepared) -> (B, H, Da), with ``network.prepare(cond)`` for what depends on the observation only.
+        n_inference_steps: K, network evaluations per chunk.
+        noise_per_obs: noise draws per encoded observation in one training batch (Mini-Diffuser's level-2 minibatch):
+            the encoder runs once, the denoising network on B * noise_per_obs rows.
+        mask_padding: leave actions beyond the episode's ends out of the loss. Diffusion Policy trains on them.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, n_inference_steps: int, noise_per_obs: int = 1, mask_padding: bool = False
+    ):
+        super().__init__()
+        self.network = network
+        self.n_inference_steps = n_inference_steps
+        self.noise_per_obs = noise_per_obs
+        self.mask_padding = mask_padding
+
+    @property
+    def n_noise(self) -> int | None:
+        """Noise tensors of a chunk's shape that one sample consumes; None for exactly one, without a leading axis."""
+        return None
+
+    @abstractmethod
+    def objective(
+        self, action: Float[Tensor, "n h da"], rng: BatchRng, n: int
+    ) -> tuple[Float[Tensor, "n h da"], Float[Tensor, " n"], Float[Tensor, "n h da"]]:
+        """(noisy chunk, t, regression target) for n rows of normalised action chunks."""
+
+    @abstractmethod
+    def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
+        """A normalised chunk from observation tokens and noise."""
+
+    def loss(
+        self,
+        action: Float[Tensor, "b h da"],
+        cond: Float[Tensor, "b l c"],
+        is_pad: Bool[Tensor, "b h"],
+        rng: BatchRng,
+    ) -> Float[Tensor, ""]:
+        """Mean squared error of the network against ``objective``'s target.
+
+        Padding counts in the denominator even when masked, so that the mean over processes is the mean over the batch.
+        """
+        m = self.noise_per_obs
+        prepared = self.network.prepare(cond)
+        if m > 1:
+            action, prepared = action.repeat_interleave(m, 0), prepared.repeat_interleave(m, 0)
+            is_pad = is_pad.repeat_interleave(m, 0)
+        x, t, target = self.objective(action, rng, len(action))
+        error = (self.network(x, t, prepared) - target).square()
+        if self.mask_padding:
+            error = error * (~is_pad).unsqueeze(-1)
+        return error.mean()
+
+
+def full(value: float, like: Tensor) -> Float[Tensor, " b"]:
+    """(B,) of one time."""
+    return torch.full((len(like),), value, device=like.device, dtype=like.dtype)

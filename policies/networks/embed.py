@@ -1,0 +1,32 @@
+"""Time embeddings shared by the denoising networks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoid of t followed by a two-layer MLP, as in Diffusion Policy's U-Net.
+
+    Args:
+        dim: width, even.
+        scale: t in [0, 1] is multiplied by this first; with the number of training steps it is DDPM's integer k.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, scale: float):
+        super().__init__()
+        half = dim // 2
+        frequencies = torch.exp(torch.arange(half) * (-math.log(10_000.0) / (half - 1)))
+        self.register_buffer("frequencies", scale * frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
+
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """t in [0, 1] -> (B, dim)."""
+        angle = t[:, None] * self.frequencies
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1))

@@ -1,0 +1,128 @@
+"""Diffusion Policy's conditional 1-D U-Net with FiLM (Chi et al. 2023, section III and appendix A)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from policies.networks.embed import TimeEmbedding
+
+
+class _ConvBlock(nn.Module):
+    """Conv1d -> GroupNorm -> Mish."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int, n_groups: int):
+        super().__init__()
+        self.conv = nn.Conv1d(c_in, c_out, kernel_size, padding=kernel_size // 2)
+        self.norm = nn.GroupNorm(n_groups, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.mish(self.norm(self.conv(x)))
+
+
+class _ResBlock(nn.Module):
+    """Two conv blocks; the first is modulated by FiLM (scale and bias, or bias alone) of time and observation."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int, n_groups: int):
+        super().__init__()
+        self.block1 = _ConvBlock(c_in, c_out, kernel_size, n_groups)
+        self.block2 = _ConvBlock(c_out, c_out, kernel_size, n_groups)
+        self.skip = nn.Conv1d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Tensor:
+        h = self.block1(x)
+        h = h + bias if scale is None else torch.addcmul(bias, scale, h)
+        return self.block2(h) + self.skip(x)
+
+
+class UNet1d(nn.Module):
+    """Convolves over the chunk's time axis, halving it between levels.
+
+    FiLM of [time, observation] is a linear map of their Mish. It is split into its time and its observation part, so that
+    the observation part is computed once per observation: not once per noise draw in training (``noise_per_obs``),
+    and not once per denoising step at inference. All blocks' FiLM maps are one matrix.
+
+    Args:
+        action_dim: Da.
+        horizon: H, a multiple of 2 ** (levels - 1).
+        cond_dim: width of the flattened observation tokens.
+        down_dims: channels of each level. Diffusion Policy: (512, 1024, 2048) on robots and DP3, (256, 512, 1024) else.
+        kernel_size, n_groups: of the convolutions and group norms.
+        time_dim: width of the time embedding.
+        film_scale: FiLM with scale and bias; False adds a bias only.
+        time_scale: see TimeEmbedding.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        horizon: int,
+        cond_dim: int,
+        *,
+        down_dims: Sequence[int] = (64, 128, 256),
+        kernel_size: int = 5,
+        n_groups: int = 8,
+        time_dim: int = 128,
+        film_scale: bool = True,
+        time_scale: float = 100.0,
+    ):
+        super().__init__()
+        dims = list(down_dims)
+        factor = 2 ** (len(dims) - 1)
+        if horizon % factor:
+            raise ValueError(f"horizon={horizon} must be a multiple of {factor} for {len(dims)} U-Net levels")
+        self.film_scale = film_scale
+        self.time = TimeEmbedding(time_dim, time_scale)
+        pairs = list(zip([action_dim, *dims[:-1]], dims, strict=True))
+
+        def res(c_in: int, c_out: int) -> _ResBlock:
+            return _ResBlock(c_in, c_out, kernel_size, n_groups)
+
+        self.down = nn.ModuleList(
+            nn.ModuleList([res(a, b), res(b, b), nn.Conv1d(b, b, 3, 2, 1) if i < len(dims) - 1 else nn.Identity()])
+            for i, (a, b) in enumerate(pairs)
+        )
+        self.mid = nn.ModuleList([res(dims[-1], dims[-1]), res(dims[-1], dims[-1])])
+        self.up = nn.ModuleList(
+            nn.ModuleList([res(2 * b, a), res(a, a), nn.ConvTranspose1d(a, a, 4, 2, 1)])
+            for a, b in reversed(pairs[1:])
+        )
+        self.final = nn.Sequential(
+            _ConvBlock(dims[0], dims[0], kernel_size, n_groups), nn.Conv1d(dims[0], action_dim, 1)
+        )
+        blocks = [m for m in self.modules() if isinstance(m, _ResBlock)]
+        self._film_sizes = [b.block1.conv.out_channels for b in blocks]
+        width = (2 if film_scale else 1) * sum(self._film_sizes)
+        self.film_time = nn.Linear(time_dim, width)
+        self.film_cond = nn.Linear(cond_dim, width, bias=False)
+
+    def prepare(self, cond: Float[Tensor, "b l c"]) -> Float[Tensor, "b w"]:
+        """The observation's part of every block's FiLM."""
+        return self.film_cond(F.mish(cond.flatten(1)))
+
+    def forward(
+        self, x: Float[Tensor, "b h da"], t: Float[Tensor, " b"], prepared: Float[Tensor, "b w"]
+    ) -> Float[Tensor, "b h da"]:
+        """x noisy chunk, t in [0, 1], prepared = ``prepare(cond)`` -> prediction of the head's target."""
+        film = (self.film_time(F.mish(self.time(t))) + prepared).unsqueeze(-1)
+        if self.film_scale:
+            scale, bias = film.chunk(2, dim=1)
+            films = list(zip(scale.split(self._film_sizes, 1), bias.split(self._film_sizes, 1), strict=True))
+        else:
+            films = [(None, b) for b in film.split(self._film_sizes, 1)]
+        take = iter(films)
+        h, skips = x.transpose(1, 2), []
+        for res1, res2, down in self.down:  # type: ignore[misc]
+            h = res2(res1(h, *next(take)), *next(take))
+            skips.append(h)
+            h = down(h)
+        for res in self.mid:
+            h = res(h, *next(take))
+        for res1, res2, up in self.up:  # type: ignore[misc]
+            h = res2(res1(torch.cat([h, skips.pop()], 1), *next(take)), *next(take))
+            h = up(h)
+        return self.final(h).transpose(1, 2)
