@@ -22,7 +22,7 @@ class TrainingError(DeftError):
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """"Did you mean ...?" for an unknown ``name`` among ``known``, or the whole list when nothing is near."""
+    """ "Did you mean ...?" for an unknown ``name`` among ``known``, or the whole list when nothing is near."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

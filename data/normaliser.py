@@ -1,0 +1,168 @@
+"""Statistics of a data set and the maps they define; part of the policy, saved in its checkpoint."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from data.chunks import ChunkDataset
+from data.episodes import EpisodeStore
+from data.errors import ConfigError, DataError, nearest
+
+Mode = Literal["minmax", "meanstd", "identity"]
+STATISTICS = ("min", "max", "mean", "std")
+
+
+class Normaliser(nn.Module):
+    """Per key an affine map of the last dimension: ``(x - centre) / scale``.
+
+    "minmax" maps the range seen in the data to [-1, 1], "meanstd" to zero mean and unit variance, "identity" changes
+    nothing. A dimension with (almost) no range is only shifted: its constant goes to 0 and comes back exactly.
+
+    Buffers, all float32 (D,), named ``<key>/centre``, ``/scale``, ``/min``, ``/max``, ``/mean``, ``/std`` (a "." in a
+    key is written "%2E"; "identity" has none). Together with ``modes`` they are the whole state.
+    """
+
+    def __init__(
+        self, modes: dict[str, str], statistics: dict[str, dict[str, Tensor]], range_eps: float = 1e-4
+    ) -> None:
+        """From statistics.
+
+        Args:
+            modes: {key: "minmax" | "meanstd" | "identity"}.
+            statistics: {key: {"min", "max", "mean", "std": (D,)}} for every key that is not "identity".
+            range_eps: a dimension whose range (data units) is below this is taken for constant.
+        """
+        super().__init__()
+        self.modes = dict(modes)
+        for key, mode in modes.items():
+            _check_mode(key, mode)
+            if mode == "identity":
+                continue
+            if key not in statistics:
+                raise DataError(f"No statistics for key '{key}'. {nearest(key, list(statistics))}")
+            s = {name: statistics[key][name].double() for name in STATISTICS}
+            constant = s["max"] - s["min"] < range_eps
+            if mode == "minmax":
+                centre, scale = (s["max"] + s["min"]) / 2, (s["max"] - s["min"]) / 2
+            else:
+                centre, scale = s["mean"], s["std"]
+            s["centre"] = torch.where(constant, s["min"], centre)
+            s["scale"] = torch.where(constant, torch.ones_like(scale), scale)
+            for name, value in s.items():
+                self.register_buffer(_buffer(key, name), value.float())
+
+    @classmethod
+    def fit(
+        cls,
+        source: EpisodeStore | ChunkDataset,
+        modes: dict[str, str],
+        episodes: np.ndarray | None = None,
+        range_eps: float = 1e-4,
+    ) -> Normaliser:
+        """Statistics of ``episodes`` (None: all of the source's), in one pass and a few megabytes.
+
+        Per last dimension; a point cloud's channels and a picture's colours therefore each have one number, and a
+        depth image (H, W) has one in all. "identity" keys are not read.
+
+        Raises:
+            DataError: an unknown key, no data, a value that is not finite (naming episode and step).
+        """
+        store = source if isinstance(source, EpisodeStore) else source.store
+        if episodes is None and not isinstance(source, EpisodeStore):
+            episodes = source.episodes
+        for key, mode in modes.items():
+            _check_mode(key, mode)
+            store.array(key)  # a misspelt key fails before the long pass
+        wanted = [k for k, m in modes.items() if m != "identity"]
+        return cls(modes, {k: _statistics(store, k, episodes) for k in wanted}, range_eps)
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Tensor], modes: dict[str, str], prefix: str = "") -> Normaliser:
+        """Rebuild from ``state_dict()`` and the modes alone; ``prefix`` as in a parent's state, "normaliser.".
+
+        Raises:
+            DataError: the state lacks a buffer.
+        """
+        new = cls({}, {})
+        new.modes = dict(modes)
+        for key, mode in modes.items():
+            _check_mode(key, mode)
+            for name in (*STATISTICS, "centre", "scale") if mode != "identity" else ():
+                buffer = _buffer(key, name)
+                if prefix + buffer not in state:
+                    raise DataError(
+                        f"The normaliser's state has no '{prefix + buffer}'. {nearest(buffer, list(state))}"
+                    )
+                new.register_buffer(buffer, state[prefix + buffer].clone())
+        return new
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys it knows."""
+        return list(self.modes)
+
+    def statistic(self, key: str, name: str) -> Float[Tensor, " D"]:
+        """ "min", "max", "mean", "std", "centre" or "scale" of a key, (D,) in data units."""
+        self._mode(key)
+        buffer = _buffer(key, name)
+        if buffer not in self._buffers:
+            raise DataError(f"The normaliser holds no {name} of '{key}' (mode '{self.modes[key]}').")
+        return self.get_buffer(buffer)
+
+    def normalise(self, key: str, x: Shaped[Tensor, "... D"]) -> Shaped[Tensor, "... D"]:
+        """Data units to normalised; integers become float32 unless the mode is "identity"."""
+        if self._mode(key) == "identity":
+            return x
+        x = x if x.is_floating_point() else x.float()
+        return (x - self.get_buffer(_buffer(key, "centre"))) / self.get_buffer(_buffer(key, "scale"))
+
+    def unnormalise(self, key: str, x: Shaped[Tensor, "... D"]) -> Shaped[Tensor, "... D"]:
+        """Inverse of ``normalise``."""
+        if self._mode(key) == "identity":
+            return x
+        return x * self.get_buffer(_buffer(key, "scale")) + self.get_buffer(_buffer(key, "centre"))
+
+    def _mode(self, key: str) -> str:
+        if key not in self.modes:
+            raise DataError(
+                f"The normaliser does not know the key '{key}'. {nearest(key, self.keys)} Known: {self.keys}."
+            )
+        return self.modes[key]
+
+
+def _buffer(key: str, name: str) -> str:
+    return f"{key.replace('%', '%25').replace('.', '%2E')}/{name}"
+
+
+def _check_mode(key: str, mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ConfigError(f"Unknown normalisation '{mode}' for key '{key}'. {nearest(mode, list(get_args(Mode)))}")
+
+
+def _statistics(store: EpisodeStore, key: str, episodes: np.ndarray | None) -> dict[str, Tensor]:
+    """Min, max, mean and standard deviation per last dimension (D,), blocks merged as in Chan et al. 1983."""
+    field = store.fields[key]
+    width = 1 if field.kind == "depth" or not field.shape else field.shape[-1]
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    n, mean, m2 = 0, np.zeros(width), np.zeros(width)
+    for start, stop, block in store.finite_blocks(key, episodes):
+        rows = np.zeros((1, width)) if block is None else block.reshape(-1, width)
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+        for part in np.array_split(rows, max(1, rows.size >> 20)):  # float64 copies stay small
+            x = part.astype(np.float64)
+            part_mean = x.mean(0)
+            part_m2 = np.square(x - part_mean).sum(0)
+            size = len(x) if block is not None else (stop - start) * int(np.prod(field.shape)) // width
+            delta = part_mean - mean
+            m2 += part_m2 + np.square(delta) * n * size / (n + size)
+            mean += delta * size / (n + size)
+            n += size
+    if n == 0:
+        raise DataError(f"{store.path}: there is no data to normalise '{key}' by (no episodes).")
+    values = {"min": low, "max": high, "mean": mean, "std": np.sqrt(m2 / n)}
+    return {name: torch.from_numpy(v) for name, v in values.items()}
