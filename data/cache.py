@@ -168,7 +168,7 @@ def load_rows(
     budget: int,
     cache_dir: Path | None,
 ) -> dict[str, MemoryRows | FileRows]:
-    """Rows of every key, packed over ``episodes``: in memory as far as ``budget`` bytes go, smallest first; else on file.
+    """Rows of every key, packed over ``episodes``: in memory, smallest first, while ``budget`` lasts; else on file.
 
     Args:
         cache_dir: for the decoded files; None puts them in a folder beside the store.

@@ -145,24 +145,35 @@ def _check_mode(key: str, mode: str) -> None:
 
 
 def _statistics(store: EpisodeStore, key: str, episodes: np.ndarray | None) -> dict[str, Tensor]:
-    """Min, max, mean and standard deviation per last dimension (D,), blocks merged as in Chan et al. 1983."""
+    """Min, max, mean and standard deviation per last dimension (D,)."""
     field = store.fields[key]
-    width = 1 if field.kind == "depth" or not field.shape else field.shape[-1]
-    low, high = np.full(width, np.inf), np.full(width, -np.inf)
-    n, mean, m2 = 0, np.zeros(width), np.zeros(width)
+    # First per element of a row, which sums along time and is fast; points and pixels are joined at the end.
+    size = int(np.prod(field.shape, dtype=np.int64))
+    low, high = np.full(size, np.inf), np.full(size, -np.inf)
+    n, mean, m2 = 0, np.zeros(size), np.zeros(size)
     for start, stop, block in store.finite_blocks(key, episodes):
-        rows = np.zeros((1, width)) if block is None else block.reshape(-1, width)
+        rows = np.zeros((1, size)) if block is None else block.reshape(len(block), size)
         low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
-        for part in np.array_split(rows, max(1, rows.size >> 20)):  # float64 copies stay small
-            x = part.astype(np.float64)
+        for a in range(0, len(rows), step := max(1, (1 << 18) // size)):  # the float64 copies stay small
+            x = rows[a : a + step].astype(np.float64)
+            k = len(x) if block is not None else stop - start
             part_mean = x.mean(0)
-            part_m2 = np.square(x - part_mean).sum(0)
-            size = len(x) if block is not None else (stop - start) * int(np.prod(field.shape)) // width
+            x -= part_mean
+            # Joining two parts' sums of squares, as in Chan, Golub & LeVeque 1983.
             delta = part_mean - mean
-            m2 += part_m2 + np.square(delta) * n * size / (n + size)
-            mean += delta * size / (n + size)
-            n += size
+            m2 += np.square(x, out=x).sum(0) + np.square(delta) * (n * k / (n + k))
+            mean += delta * (k / (n + k))
+            n += k
     if n == 0:
         raise DataError(f"{store.path}: there is no data to normalise '{key}' by (no episodes).")
-    values = {"min": low, "max": high, "mean": mean, "std": np.sqrt(m2 / n)}
+    width = 1 if field.kind == "depth" or not field.shape else field.shape[-1]
+    means = mean.reshape(-1, width)
+    mean = means.mean(0)
+    variance = (m2.reshape(-1, width) / n + np.square(means - mean)).mean(0)
+    values = {
+        "min": low.reshape(-1, width).min(0),
+        "max": high.reshape(-1, width).max(0),
+        "mean": mean,
+        "std": np.sqrt(variance),
+    }
     return {name: torch.from_numpy(v) for name, v in values.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 import zipfile
@@ -188,16 +189,27 @@ def reason(e: Exception) -> str:
 
 
 def read_array(group: zarr.Group, name: str) -> zarr.Array | None:
-    """``group[name]`` if it is there and an array."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """``group[name]`` if it is there and an array. Raises DataError if its metadata cannot be read."""
+    with _metadata_errors(group, name):
         found = group.get(name)
-    return found if isinstance(found, zarr.Array) else None
+        return found if isinstance(found, zarr.Array) else None
 
 
 def child_arrays(group: zarr.Group, name: str) -> dict[str, zarr.Array]:
     """The arrays directly in the group ``name``, sorted; none if there is no such group."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # files that are no arrays
+    with _metadata_errors(group, name):
         folder = group.get(name)
         return dict(sorted(folder.arrays())) if isinstance(folder, zarr.Group) else {}
+
+
+@contextlib.contextmanager
+def _metadata_errors(group: zarr.Group, name: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files that are no arrays
+            yield
+    except Exception as e:
+        raise DataError(
+            f"The metadata of {name} in {group.store_path} cannot be read ({reason(e)}): expected zarr's .zarray and "
+            f".zgroup files. {REPAIR}"
+        ) from e
