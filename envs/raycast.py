@@ -1,0 +1,225 @@
+"""Depth, geom ids and point clouds of a MuJoCo scene by ray casting: no GL, the same on every machine.
+
+A ray sees what a camera sees: geoms of the visible groups (0 to 2) that are not transparent.
+"""
+
+# MuJoCo is a compiled module without stubs.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from data.errors import ConfigError, nearest
+from envs.cloud import Camera, Workspace, depth_to_cloud, even_subsample
+from envs.surface import surface_balls
+
+VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], dtype=np.uint8)
+_TILE = 4  # pixels, side of the squares that one scouting ray speaks for
+_FAR = 20.0  # metres; beyond it a ray has hit nothing
+
+
+def camera_id(model: mujoco.MjModel, name: str) -> int:
+    """Index of camera ``name``. Raises ConfigError with the nearest names."""
+    i = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, name)
+    if i < 0:
+        known = [model.camera(k).name for k in range(model.ncam)]
+        raise ConfigError(f"There is no camera '{name}' in this scene. {nearest(name, known)}")
+    return i
+
+
+def scene_camera(model: mujoco.MjModel, data: mujoco.MjData, name: str) -> Camera:
+    """The named camera where it is now."""
+    i = camera_id(model, name)
+    return Camera(data.cam_xpos[i].copy(), data.cam_xmat[i].reshape(3, 3).copy(), float(model.cam_fovy[i]))
+
+
+def cast(
+    model: mujoco.MjModel, data: mujoco.MjData, origin: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cast rays from ``origin`` (3,) along ``unit`` (M, 3): distance (M,) in metres (-1 for a miss), geom id (M,)."""
+    m = len(unit)
+    distance, geom = np.empty(m), np.empty(m, np.int32)
+    if m:
+        flat = np.ascontiguousarray(unit, dtype=np.float64).reshape(-1)
+        mujoco.mj_multiRay(model, data, origin, flat, VISIBLE_GROUPS, 1, -1, geom, distance, m, _FAR)
+    return distance, geom
+
+
+def depth_image(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Depth (H, W) float32, metres along the optical axis, 0 where nothing is hit; and the geom id (H, W), -1 there."""
+    rays = camera.directions(height, width)
+    length = np.linalg.norm(rays, axis=1)  # rays are scaled to depth 1, so depth = distance / length
+    distance, geom = cast(model, data, camera.position, rays / length[:, None])
+    depth = np.where(geom >= 0, distance / length, 0.0).astype(np.float32)
+    return depth.reshape(height, width), geom.reshape(height, width)
+
+
+def visible_geoms(model: mujoco.MjModel) -> np.ndarray:
+    """(G,) bool: what a camera sees. Transparent geoms (alpha 0) and the collision groups are not."""
+    material = model.geom_matid
+    alpha = model.geom_rgba[:, 3].copy()
+    has = material >= 0
+    alpha[has] = np.maximum(alpha[has], model.mat_rgba[material[has], 3])  # as mj_ray has it
+    return (model.geom_group < 3) & (alpha > 0)
+
+
+def make_workspace(
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    low: tuple[float, float, float],
+    high: tuple[float, float, float],
+    fixture_materials: tuple[str, ...] = (),
+) -> tuple[Workspace, np.ndarray]:
+    """A box without the fixtures (static geoms of these materials: table, walls); and which geoms (G,) those are."""
+    materials = [mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_MATERIAL, name) for name in fixture_materials]
+    static = model.body_weldid[model.geom_bodyid] == 0
+    fixture = np.isin(model.geom_matid, [i for i in materials if i >= 0]) & static & visible_geoms(model)
+    boxes = np.flatnonzero(fixture & (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE))
+    axes = data.geom_xmat[boxes].reshape(-1, 3, 3)
+    centre = data.geom_xpos[boxes] + np.einsum("gij,gj->gi", axes, model.geom_aabb[boxes, :3])
+    half = model.geom_aabb[boxes, 3:]
+    # Only fixtures that reach into the box cost time.
+    reach = np.einsum("gij,gj->gi", np.abs(axes), half) + 0.01
+    near = ((centre + reach > low) & (centre - reach < high)).all(axis=1)
+    space = Workspace(np.asarray(low, float), np.asarray(high, float), centre[near], axes[near].copy(), half[near])
+    return space, fixture
+
+
+class PointCloudSensor:
+    """A fixed number of points on everything inside the workspace, seen from static named cameras.
+
+    Each camera has a pixel grid, and a pixel's ray is cast only if it can matter: it passes through the workspace
+    (known in advance) and close by some part of a geom that is there now (small balls that cover every surface,
+    ``surface_balls``). Rays are cast in two rounds, evenly dithered over those pixels: a thin scouting round, then as
+    many more as are needed, where scouting found something. A depth camera with that grid would see the same points.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        cameras: list[str],
+        n_points: int,
+        workspace: Workspace,
+        fixtures: np.ndarray,
+        resolution: int = 160,
+    ):
+        """``resolution``: pixels along a side of each camera; ``fixtures``: (G,) bool, geoms that are never wanted.
+
+        Raises:
+            ConfigError: unknown camera, or one that moves.
+        """
+        self.model, self.data, self.n_points, self.workspace = model, data, n_points, workspace
+        self.resolution = resolution
+        self.cameras = []
+        for name in cameras:
+            if model.body_weldid[model.cam_bodyid[camera_id(model, name)]] != 0:
+                raise ConfigError(f"Camera '{name}' moves; point clouds need static cameras.")
+            self.cameras.append(scene_camera(model, data, name))
+        rows, columns = np.mgrid[:resolution, :resolution]
+        # R2 low-discrepancy dither: the pixels below a threshold q are an even fraction q of any region.
+        self._dither = ((0.7548776662466927 * columns + 0.5698402909980532 * rows) % 1.0).reshape(-1)
+        self._unit, self._footprint = [], []
+        for camera in self.cameras:
+            rays = camera.directions(resolution, resolution)
+            unit = rays / np.linalg.norm(rays, axis=1, keepdims=True)
+            self._unit.append(unit)
+            self._footprint.append(_meets_box(camera.position, unit, workspace).reshape(resolution, resolution))
+        tiles = -(-resolution // _TILE)
+        self._tile, self._n_tiles = (rows // _TILE * tiles + columns // _TILE).reshape(-1), tiles * tiles
+        self._balls = surface_balls(model, visible_geoms(model) & ~fixtures)
+
+    def points(self) -> np.ndarray:
+        """(P, 3) float32 metres, world."""
+        return even_subsample(self.hits(), self.n_points)
+
+    def points_through_depth(self, resolution: int) -> np.ndarray:
+        """(P, 3) float32 metres, world: as ``points``, but from whole depth images, as a depth camera gives them."""
+        images = [depth_image(self.model, self.data, c, resolution, resolution)[0] for c in self.cameras]
+        clouds = np.concatenate([depth_to_cloud(d, c) for d, c in zip(images, self.cameras, strict=True)])
+        return even_subsample(clouds[self.workspace.keep(clouds)], self.n_points)
+
+    def hits(self) -> np.ndarray:
+        """(M, 3) metres, world: hits inside the workspace, all cameras together; M is about 1.2 ``n_points``."""
+        pixels = self.useful_pixels()
+        wanted = 1.2 * self.n_points  # some surplus, so that thinning can even out near and far surfaces
+        scout = 0.6 * wanted / max(sum(len(p) for p in pixels), 1)
+        found, rest = [], []
+        for k, pixel in enumerate(pixels):
+            value = self._dither[pixel]
+            now = pixel[value < scout]
+            points, kept = self._cast(k, now)
+            found.append(points)
+            # Around a pixel that saw nothing wanted (another arm link in front, bare table) no more rays are spent.
+            seen = np.bincount(self._tile[now], minlength=self._n_tiles) > 0
+            good = np.bincount(self._tile[now[kept]], minlength=self._n_tiles) > 0
+            later = pixel[value >= scout]
+            rest.append(later[(good | ~seen)[self._tile[later]]])
+        missing = wanted - sum(len(p) for p in found)
+        spare = sum(len(p) for p in rest)
+        if missing > 0 and spare > 0:
+            # Three of four such rays are expected to hit; the dither of what is left lies in [scout, 1).
+            limit = scout + (1.0 - scout) * min(1.0, missing / (0.75 * spare))
+            found += [self._cast(k, pixel[self._dither[pixel] < limit])[0] for k, pixel in enumerate(rest)]
+        return np.concatenate(found)
+
+    def useful_pixels(self) -> list[np.ndarray]:
+        """For each camera, the flat indices of the pixels whose ray could hit a wanted surface in the workspace."""
+        position, axes = self.data.geom_xpos, self.data.geom_xmat.reshape(-1, 3, 3)
+        low, high = self.workspace.low, self.workspace.high
+        centres, radii = [], []
+        for g, local, r in self._balls:
+            bound = np.abs(axes[g]) @ self.model.geom_aabb[g, 3:]
+            middle = axes[g] @ self.model.geom_aabb[g, :3] + position[g]
+            if (middle + bound > low).all() and (middle - bound < high).all():
+                centres.append(local @ axes[g].T + position[g])
+                radii.append(r)
+        if not centres:
+            return [np.zeros(0, np.int64) for _ in self.cameras]
+        centre, radius = np.concatenate(centres), np.concatenate(radii)
+        gap = np.maximum(low - centre, centre - high).max(axis=1)
+        near = gap <= radius
+        centre, radius = centre[near], radius[near]
+        return [
+            np.flatnonzero(_cover(camera, centre, radius, self.resolution) & footprint)
+            for camera, footprint in zip(self.cameras, self._footprint, strict=True)
+        ]
+
+    def _cast(self, k: int, pixel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cast these pixels' rays of camera ``k``: the hits in the workspace (M, 3), and which pixels gave them."""
+        origin, rays = self.cameras[k].position, self._unit[k][pixel]
+        distance, geom = cast(self.model, self.data, origin, rays)
+        points = origin + distance[:, None] * rays
+        kept = (geom >= 0) & self.workspace.keep(points)
+        return points[kept], kept
+
+
+def _cover(camera: Camera, centre: np.ndarray, radius: np.ndarray, size: int) -> np.ndarray:
+    """(size, size) bool: the pixels that the images of these balls (S) may touch."""
+    pixel, depth = camera.project(centre, size, size)
+    # The image of a ball is an ellipse; its half axis is below focal * r / (depth - r) times the ray's slant.
+    slant = np.sqrt(1.0 + ((pixel - 0.5 * size) ** 2).sum(axis=1) / camera.focal(size) ** 2)
+    reach = (camera.focal(size) * slant * radius / np.maximum(depth - radius, 1e-3))[:, None]
+    low = np.floor(pixel - reach).astype(int).clip(0, size)
+    high = np.ceil(pixel + reach).astype(int).clip(0, size)
+    # Paint the S rectangles at once: +1 and -1 at their corners, then sum up.
+    paint = np.zeros((size + 1, size + 1), np.int32)
+    for row, column, sign in ((low, low, 1), (low, high, -1), (high, low, -1), (high, high, 1)):
+        np.add.at(paint, (row[:, 1], column[:, 0]), sign)
+    mask = paint.cumsum(axis=0).cumsum(axis=1)[:size, :size] > 0
+    if (depth < radius + 1e-3).any():  # a ball around or behind the camera has no bounded image
+        mask[:] = True
+    return mask
+
+
+def _meets_box(origin: np.ndarray, unit: np.ndarray, box: Workspace) -> np.ndarray:
+    """(M,) bool: rays (slab test) that pass through the workspace box."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t0, t1 = (box.low - origin) / unit, (box.high - origin) / unit
+    near = np.nanmax(np.minimum(t0, t1), axis=1)
+    far = np.nanmin(np.maximum(t0, t1), axis=1)
+    return (far >= near) & (far > 0)

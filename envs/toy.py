@@ -1,0 +1,109 @@
+"""A point in a square that has to reach a goal: the smallest environment, for tests and as an example of ``Env``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from data.errors import ConfigError, nearest
+from data.spec import FieldSpec, TaskSpec
+from envs.base import Frame, StepResult, check_action
+
+_FIELDS = {
+    "state": FieldSpec((4,), "float32", "state"),
+    "agent_pos": FieldSpec((2,), "float32", "state"),
+    "pointcloud": FieldSpec((16, 3), "float32", "pointcloud"),
+    "rgb_top": FieldSpec((16, 16, 3), "uint8", "rgb"),
+}
+
+
+class ToyEnv:
+    """Position and goal in [-1, 1]^2; an action moves the point by ``speed`` times its value.
+
+    Observations: state (position, goal), agent_pos, pointcloud (a ring around the goal), rgb_top.
+    """
+
+    def __init__(
+        self,
+        obs: list[str] | tuple[str, ...] = ("state", "agent_pos"),
+        episode_length: int = 30,
+        radius: float = 0.1,
+        speed: float = 0.1,
+        reward: str = "sparse",
+        terminate_on_success: bool = True,
+    ):
+        """``reward``: "sparse" (1 at the first success) or "dense" (minus the distance). Raises ConfigError."""
+        for key in obs:
+            if key not in _FIELDS:
+                raise ConfigError(f"The toy has no observation '{key}'. {nearest(key, list(_FIELDS))}")
+        if reward not in ("sparse", "dense"):
+            raise ConfigError(f"reward is 'sparse' or 'dense', not '{reward}'.")
+        self._length, self._radius, self._speed = episode_length, radius, speed
+        self._dense, self._terminate = reward == "dense", terminate_on_success
+        self.spec = TaskSpec(
+            name="toy",
+            obs={key: _FIELDS[key] for key in obs},
+            action=FieldSpec((2,), "float32", "action"),
+            control_hz=10.0,
+            env_args={
+                "suite": "toy", "obs": list(obs), "episode_length": episode_length, "radius": radius, "speed": speed,
+                "reward": reward, "terminate_on_success": terminate_on_success,
+            },
+        )  # fmt: skip
+        self._position = self._goal = np.zeros(2)
+        self._steps, self._succeeded = 0, False
+
+    def reset(self, seed: int) -> Frame:
+        """Draw position and goal."""
+        self._position, self._goal = np.random.default_rng(seed).uniform(-1, 1, (2, 2))
+        self._steps, self._succeeded = 0, False
+        return self.observe()
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Move."""
+        self._position = np.clip(self._position + self._speed * check_action(action, self.spec), -1, 1)
+        self._steps += 1
+        distance = float(np.linalg.norm(self._position - self._goal))
+        success = distance < self._radius
+        first = success and not self._succeeded
+        self._succeeded |= success
+        terminated = success and self._terminate
+        truncated = not terminated and self._steps >= self._length
+        return StepResult(-distance if self._dense else float(first), success, terminated, truncated)
+
+    def capture(self) -> Any:
+        """The state is small: it is its own capture."""
+        return self._position.copy()
+
+    def observe(self, moment: Any = None) -> Frame:
+        """The frame of now, or of a captured moment."""
+        position = self._position if moment is None else moment
+        angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+        ring = self._goal + self._radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        image = np.zeros((16, 16, 3), np.uint8)
+        for channel, point in enumerate((position, self._goal)):
+            column, row = np.floor((point * [1, -1] + 1) / 2 * 15.99).astype(int)
+            image[row, column, channel] = 255
+        frame = {
+            "state": np.concatenate([position, self._goal]).astype(np.float32),
+            "agent_pos": position.astype(np.float32),
+            "pointcloud": np.concatenate([ring, np.zeros((16, 1))], axis=1).astype(np.float32),
+            "rgb_top": image,
+        }
+        return {key: frame[key] for key in self.spec.obs}
+
+    def expert_action(self) -> np.ndarray:
+        """Straight to the goal."""
+        return np.clip((self._goal - self._position) / self._speed, -1, 1).astype(np.float32)
+
+    def render(self, height: int = 96, width: int = 96) -> np.ndarray:
+        """Red point, green goal."""
+        rows, columns = np.mgrid[1 : -1 : height * 1j, -1 : 1 : width * 1j]
+        picture = np.full((height, width, 3), 255, np.uint8)
+        for point, colour in ((self._goal, (60, 170, 60)), (self._position, (200, 50, 50))):
+            picture[(columns - point[0]) ** 2 + (rows - point[1]) ** 2 < self._radius**2] = colour
+        return picture
+
+    def close(self) -> None:
+        """Nothing to give back."""
