@@ -215,8 +215,8 @@ class EpisodeStore:
         """
         array = self.array(key)
         for start, stop in self.runs(episodes):
-            for a, b in array.blocks(start, stop):
-                if array.is_empty(a, b):
+            for a, b, empty in array.blocks(start, stop):
+                if empty:
                     yield a, b, None
                     continue
                 block = array.read(a, b)

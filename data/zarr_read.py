@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +19,28 @@ from zarr.storage import ZipStore
 from data.errors import DataError
 
 REPAIR = "Copy the data set again from its source, or record it again."
+
+
+def blosc_damage(head: bytes, size: int, n_bytes: int) -> str:
+    """What is wrong with a Blosc buffer, judging by its header; "" if nothing or if ``head`` is not known.
+
+    Blosc's decoder trusts the sizes in the header and would read on behind a file that is cut off.
+
+    Args:
+        head: the buffer's first 16 bytes.
+        size: the buffer's length.
+        n_bytes: what it should decode to.
+    """
+    if not head and size:
+        return ""
+    if len(head) < 16:
+        return f"the file has {size} bytes, not even a header"
+    decoded, _, encoded = struct.unpack("<III", head[4:16])
+    if encoded != size:
+        return f"the file has {size} bytes where its header says {encoded}"
+    if decoded != n_bytes:
+        return f"its header says {decoded} decoded bytes, expected {n_bytes}"
+    return ""
 
 
 def find_zip(path: Path) -> tuple[Path, str] | None:
@@ -78,6 +102,17 @@ class ChunkFiles:
             with zipfile.ZipFile(root) as z:
                 self._zip = {i.filename: (i.file_size, i.CRC) for i in z.infolist()}
 
+    def head(self, key: str) -> tuple[bytes, int] | None:
+        """(first 16 bytes, size) of one chunk file, None if there is none; zip files check themselves: no bytes."""
+        if self._zip is not None:
+            found = self.stamp(key)
+            return None if found is None else (b"", found[0])
+        try:
+            with open(self.root / key, "rb", buffering=0) as f:
+                return f.read(16), os.fstat(f.fileno()).st_size
+        except OSError:
+            return None
+
     def stamp(self, key: str) -> tuple[int, int] | None:
         """(size, CRC or modification time) of one chunk file, None if there is none."""
         if self._zip is not None:
@@ -97,10 +132,14 @@ class LazyArray:
 
     def __init__(self, array: zarr.Array, files: ChunkFiles, n: int, *, complete: bool) -> None:
         self._array, self._files, self._complete = array, files, complete
-        self.name = f"{files.root / files.prefix}/{array.path.removeprefix(files.prefix).lstrip('/')}"
+        self._base = array.path.removeprefix(files.prefix).lstrip("/")
+        self.name = f"{files.root / files.prefix}/{self._base}"
         self.shape: tuple[int, ...] = (n, *array.shape[1:])
         self.dtype: np.dtype = np.dtype(array.dtype)
         self.chunks: tuple[int, ...] = tuple(getattr(array, "shards", None) or array.chunks)
+        plain = array.metadata.zarr_format == 2 and not array.filters
+        blosc = plain and any("blosc" in type(c).__module__ for c in array.compressors)
+        self._blosc_bytes = int(np.prod(self.chunks, dtype=np.int64)) * self.dtype.itemsize if blosc else None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -131,31 +170,35 @@ class LazyArray:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as (stop - start, *shape), decoded."""
-        if self._complete:
+        if self._complete or self._blosc_bytes is not None:
             for key in self._chunk_keys(start, stop):
-                if self._files.stamp(key) is None:
-                    raise DataError(
-                        f"{self.name} is damaged: the file of chunk '{key.rsplit('/', 1)[-1]}' is missing. {REPAIR}"
-                    )
+                self._check_chunk(key)
         try:
             return np.asarray(self._array[start:stop])
         except Exception as e:
             raise self._blame(start, stop, e) from e
 
-    def is_empty(self, start: int, stop: int) -> bool:
-        """True if no chunk of these rows is stored and they are all zero: nothing to read."""
+    def blocks(self, start: int, stop: int, target_bytes: int = 16 << 20) -> Iterator[tuple[int, int, bool]]:
+        """Cut rows [start, stop) at chunk borders: (a, b, empty).
+
+        ``empty`` rows are stored nowhere and all zero, so there is nothing to read; others come about
+        ``target_bytes`` (decoded) at a time.
+        """
+        c = self.chunks[0]
+        most = max(1, target_bytes // max(1, self.row_bytes * c)) * c
+        a = start
+        while a < stop:
+            b = min(stop, (a // c + 1) * c)
+            empty = self._is_empty(a, b)
+            while b < stop and (empty or b - a < most) and self._is_empty(b, min(stop, b + c)) == empty:
+                b = min(stop, b + c)
+            yield a, b, empty
+            a = b
+
+    def _is_empty(self, start: int, stop: int) -> bool:
         if self._complete or self._array.fill_value not in (0, None):
             return False
         return all(self._files.stamp(k) is None for k in self._chunk_keys(start, stop))
-
-    def blocks(self, start: int, stop: int, target_bytes: int = 16 << 20) -> Iterator[tuple[int, int]]:
-        """[start, stop) cut at chunk borders into pieces of about ``target_bytes`` decoded."""
-        c = self.chunks[0]
-        step = max(1, target_bytes // max(1, self.row_bytes * c)) * c
-        while start < stop:
-            end = min(stop, (start // step + 1) * step)
-            yield start, end
-            start = end
 
     def stamps(self) -> list[Any]:
         """What a cache of this array depends on: its metadata and every chunk file's stamp."""
@@ -165,9 +208,22 @@ class LazyArray:
     def _chunk_keys(self, start: int, stop: int) -> list[str]:
         grid = [range(start // self.chunks[0], -(-stop // self.chunks[0]) if stop > start else 0)]
         grid += [range(-(-n // c)) for n, c in zip(self.shape[1:], self.chunks[1:], strict=True)]
-        base = self._array.path.removeprefix(self._files.prefix).lstrip("/")
         coords = np.stack(np.meshgrid(*grid, indexing="ij"), -1).reshape(-1, len(grid)).tolist()
-        return [f"{base}/{self._array.metadata.encode_chunk_key(tuple(c))}" for c in coords]
+        return [f"{self._base}/{self._array.metadata.encode_chunk_key(tuple(c))}" for c in coords]
+
+    def _check_chunk(self, key: str) -> None:
+        head = self._files.head(key)
+        chunk = key.removeprefix(self._base).lstrip("/")
+        if head is None:
+            if self._complete:
+                raise DataError(f"{self.name} is damaged: the file of chunk '{chunk}' is missing. {REPAIR}")
+        elif self._blosc_bytes is not None and (why := blosc_damage(*head, self._blosc_bytes)):
+            c = self.chunks[0]
+            first = int(re.split("[./]", chunk)[0]) * c
+            raise DataError(
+                f"{self.name} cannot be decoded in rows {first} to {min(first + c, len(self)) - 1} (chunk '{chunk}'): "
+                f"{why}. {REPAIR}"
+            )
 
     def _blame(self, start: int, stop: int, error: Exception) -> DataError:
         c = self.chunks[0]
@@ -177,7 +233,7 @@ class LazyArray:
             except Exception as e:
                 rows = f"rows {a} to {min(a + c, len(self)) - 1}"
                 return DataError(
-                    f"{self.name} cannot be decoded in {rows} (chunk {a // c} along time): {reason(e)}. "
+                    f"{self.name} cannot be decoded in {rows} (chunk '{a // c}'): {reason(e)}. "
                     f"The file is cut off or corrupt, or its codec is not installed. {REPAIR}"
                 )
         return DataError(f"{self.name} cannot be read: {reason(error)}.")

@@ -19,7 +19,7 @@ import numcodecs
 import numpy as np
 
 from data.errors import DataError
-from data.zarr_read import REPAIR, reason
+from data.zarr_read import REPAIR, blosc_damage, reason
 
 PARTIAL = ".partial"
 
@@ -68,7 +68,8 @@ class GrowingArray:
         self.dtype = np.dtype(meta["dtype"])
         self.chunk_rows: int = meta["chunks"][0]
         self._codec = numcodecs.get_codec(meta["compressor"]) if meta["compressor"] else None
-        if tuple(meta["chunks"][1:]) != self.row_shape or meta["filters"] or meta["order"] != "C":
+        codec = (meta["compressor"] or {}).get("id", "blosc")
+        if (tuple(meta["chunks"][1:]), meta["filters"], meta["order"], codec) != (self.row_shape, None, "C", "blosc"):
             raise DataError(
                 f"{folder} was not laid out by Deft (chunks {meta['chunks']}): it can be read, not extended."
             )
@@ -138,6 +139,9 @@ class GrowingArray:
     def _read_chunk(self, i: int) -> np.ndarray:
         try:
             raw = self._chunk_path(i).read_bytes()
+            n_bytes = self.chunk_rows * int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+            if self._codec and (why := blosc_damage(raw[:16], len(raw), n_bytes)):
+                raise ValueError(why)
             decoded: Any = self._codec.decode(raw) if self._codec else raw
             return np.frombuffer(decoded, self.dtype).reshape(self.chunk_rows, *self.row_shape)
         except Exception as e:
