@@ -123,7 +123,8 @@ class Slot:
         self._write(self._next_obs)
         video = None
         if terminated or truncated:
-            video = self._video if self._film else None
+            if self._film:
+                video = [*self._video, self.env.render(self._film.height, self._film.width)]  # with the last moment
             if next_seed is not None:
                 self._begin(next_seed, None)
         self._write(self._obs)
