@@ -35,7 +35,8 @@ class Normaliser(nn.Module):
         Args:
             modes: {key: "minmax" | "meanstd" | "identity"}.
             statistics: {key: {"min", "max", "mean", "std": (D,)}} for every key that is not "identity".
-            range_eps: a dimension whose range (data units) is below this is taken for constant.
+            range_eps: a dimension whose range (data units) is below this, or below a millionth of its values, is
+                taken for constant.
         """
         super().__init__()
         self.modes = dict(modes)
@@ -46,7 +47,8 @@ class Normaliser(nn.Module):
             if key not in statistics:
                 raise DataError(f"No statistics for key '{key}'. {nearest(key, list(statistics))}")
             s = {name: statistics[key][name].double() for name in STATISTICS}
-            constant = s["max"] - s["min"] < range_eps
+            largest = torch.maximum(s["max"].abs(), s["min"].abs())
+            constant = s["max"] - s["min"] < (largest * 1e-6).clamp(min=range_eps)  # float32 resolves 1e-7
             if mode == "minmax":
                 centre, scale = (s["max"] + s["min"]) / 2, (s["max"] - s["min"]) / 2
             else:

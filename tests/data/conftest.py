@@ -1,5 +1,7 @@
 """Small tasks, episodes and stores."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -46,10 +48,18 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr("data.zarr_write.rows_per_chunk", lambda row_bytes: 3)
 
 
+@pytest.fixture(scope="session")
+def stored(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("data.zarr_write.rows_per_chunk", lambda row_bytes: 3)
+        store = EpisodeStore.create(tmp_path_factory.mktemp("stored") / "store", TASK)
+        for i, n_steps in enumerate((7, 4, 12, 5, 9)):
+            store.append(make_episode(n_steps, i), {"seed": 100 + i})
+    return store.path
+
+
 @pytest.fixture
-def store(tmp_path, small_chunks):
-    """Five episodes of 4 to 12 steps."""
-    store = EpisodeStore.create(tmp_path / "store", TASK)
-    for i, n_steps in enumerate((7, 4, 12, 5, 9)):
-        store.append(make_episode(n_steps, i), {"seed": 100 + i})
-    return store
+def store(tmp_path, stored, small_chunks):
+    """Five episodes of 4 to 12 steps, open for appending."""
+    shutil.copytree(stored, tmp_path / "store")
+    return EpisodeStore.open(tmp_path / "store", "a")

@@ -24,13 +24,15 @@ def test_kill_9(tmp_path, monkeypatch):
     path = tmp_path / "store"
     EpisodeStore.create(path, TaskSpec("kill", obs, FieldSpec((3,), "float32", "action")))
     rng = np.random.default_rng()
-    finished, cut_short = 0, 0
+    kills, finished, cut_short = 0, 0, 0
     with subprocess.Popen(
         [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as killer:
-        for k in range(N_KILLS):
+        # At least so many kills; more where a busy machine lets few writers get anywhere.
+        while kills < N_KILLS or finished < 10 or cut_short < 3:
             # One in four may die while it still opens (and repairs) the store.
-            killer.stdin.write(f"{path} {rng.uniform(0, 60):.3f} {int(k % 4 == 0)}\n")
+            longest = 60 if finished > kills // 4 else 300
+            killer.stdin.write(f"{path} {rng.uniform(0, longest):.3f} {int(kills % 4 == 0)}\n")
             killer.stdin.flush()
             announced, killed = killer.stdout.readline().split()
             assert killed == "True", "the writer failed by itself"
@@ -43,9 +45,9 @@ def test_kill_9(tmp_path, monkeypatch):
                 check(store, i, server.make_episode(i))
             finished = store.n_episodes
             cut_short += json.loads((path / "data/state/.zarray").read_text())["shape"][0] > store.n_steps
+            kills += 1
+            assert kills < 20 * N_KILLS, f"{kills} kills, of which only {cut_short} fell into an episode"
         killer.stdin.close()
-    assert finished > 20
-    assert cut_short > 0, "no kill ever fell into an episode; the test shows nothing"
     store = EpisodeStore.open(path)
     for i in range(finished):
         check(store, i, server.make_episode(i))

@@ -27,7 +27,7 @@ def same(a, b):
         np.testing.assert_array_equal(a[key], b[key])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_round_trip(data, tmp_path_factory, monkeypatch):
     chunk_rows = data.draw(st.integers(1, 6))
