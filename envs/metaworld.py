@@ -23,12 +23,13 @@ from metaworld.policies import ENV_POLICY_MAP
 from data.errors import ConfigError, nearest
 from data.spec import FieldSpec, TaskSpec
 from envs.base import Frame, StepResult, check_action
-from envs.raycast import PointCloudSensor, camera_id, depth_image, make_workspace, scene_camera
+from envs.raycast import PointCloudSensor, camera_id, depth_image, make_workspace, scene_camera, visible_geoms
+from envs.raytree import rebuild_mesh_trees
 from envs.render import SceneRenderer
 
 # The box holds all that the 50 tasks move, and of the arm the hand and the wrist; table, rim and floor are fixtures.
-WORKSPACE_LOW = (-0.66, 0.3, -0.06)
-WORKSPACE_HIGH = (0.66, 1.1, 0.5)
+WORKSPACE_LOW = (-0.66, 0.33, -0.06)
+WORKSPACE_HIGH = (0.66, 1.1, 0.4)
 FIXTURES = ("basic_floor", "table_wood", "wall_metal")
 DEFAULT_CAMERAS = ("corner", "corner4")  # opposite sides, so that the hand hides an object from one of them at most
 OBS_KEYS = ("state", "agent_pos", "goal", "pointcloud")
@@ -262,6 +263,8 @@ def _build(name: str, episode_length: int) -> Any:
             quat = np.empty(4)
             mujoco.mju_mulQuat(quat, sim.model.cam_quat[i], roll)
             sim.model.cam_quat[i] = quat
+    seen = visible_geoms(sim.model) & (sim.model.geom_type == mujoco.mjtGeom.mjGEOM_MESH)
+    rebuild_mesh_trees(sim.model, sorted(set(sim.model.geom_dataid[seen].tolist())))
     # Meta-World resets a task twice, the first time to settle quantities that the second reads (object heights). One
     # such reset is made here, always the same, and every episode starts from what it leaves.
     sim.np_random = np.random.default_rng(0)
