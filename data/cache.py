@@ -78,7 +78,8 @@ class FileRows:
         self._rows_on_file = rows_on_file
         self._device = device
         self._fd = os.open(self.path, os.O_RDONLY)
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
