@@ -1,0 +1,1 @@
+"""How weights change: one paper, one file."""

@@ -1,0 +1,1 @@
+"""Hydra configuration: groups of YAML files, and ``loader`` which composes them."""

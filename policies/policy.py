@@ -64,6 +64,7 @@ class Policy(nn.Module, ABC):
     @torch.no_grad()
     def act(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b ta da"]:
         """The actions to execute now, environment units."""
+        self.check_obs(obs)
         chunk = self.unnormalise_action(self.sample(obs, noise=noise))
         return chunk[:, executed_slice(self.n_obs_steps, self.n_action_steps)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from policies.rng import BatchRng
@@ -74,7 +74,7 @@ class SpatialSoftmax(nn.Module):
         return torch.cat([(p.sum(2) * xs).sum(-1), (p.sum(3) * ys).sum(-1)], dim=-1)
 
 
-def crop(x: Float[Tensor, "n c h w"], top: Tensor, left: Tensor, size: tuple[int, int]) -> Float[Tensor, "n c h2 w2"]:
+def crop(x: Shaped[Tensor, "n c h w"], top: Tensor, left: Tensor, size: tuple[int, int]) -> Shaped[Tensor, "n c h2 w2"]:
     """One window per image; top and left (N,) in pixels."""
     rows = top[:, None] + torch.arange(size[0], device=x.device)
     cols = left[:, None] + torch.arange(size[1], device=x.device)

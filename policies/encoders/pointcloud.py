@@ -72,4 +72,7 @@ class PointCloudEncoder(nn.Module):
             return self.projection(self._max(points)[0])
         if self.critical_points_only and not points.requires_grad:
             points = self.critical_points(points)
+        return self._projected_all(points)
+
+    def _projected_all(self, points: Tensor) -> Tensor:
         return self.projection(self._per_point(points).max(dim=1).values)

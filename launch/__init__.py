@@ -1,0 +1,1 @@
+"""What the entry points share: the run folder, logs, progress, plots. Nothing below ``train.py`` imports it."""

@@ -1,0 +1,124 @@
+"""Progress for people, interruption, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data.errors import DeftError
+
+console = Console(stderr=True, highlight=False)
+
+
+class Bar:
+    """A progress bar in a terminal; a line every ten seconds where the output goes to a file.
+
+    Args:
+        label: what is being done.
+        total: number of units.
+        start: units already done.
+        enabled: false in all but one process of a data-parallel run.
+    """
+
+    def __init__(self, label: str, total: int, *, start: int = 0, enabled: bool = True):
+        self.label, self.total, self.enabled = label, total, enabled
+        self._live = enabled and console.is_terminal
+        self._last_line = time.monotonic()
+        if self._live:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._task = self._progress.add_task(label, total=total, completed=start, note="")
+
+    def __enter__(self) -> Bar:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """``done`` units are finished; ``note`` stands behind the bar."""
+        if self._live:
+            self._progress.update(self._task, completed=done, note=note)
+        elif self.enabled and (time.monotonic() - self._last_line > 10 or done == self.total):
+            self._last_line = time.monotonic()
+            console.print(f"{self.label}: {done}/{self.total} {note}".rstrip())
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM arrived while something that may simply stop was running."""
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a flag that the loop looks at; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name
+        console.print(f"{self.received}: finishing this step and saving (once more to stop at once)")
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has arrived."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+
+def keep_large_tensors() -> None:
+    """Restarts the interpreter with glibc told to keep freed memory.
+
+    By default glibc gives large CPU tensors back to the system when they are freed and faults them in again at the next
+    step; a point-cloud training step takes twice as long that way. Only the environment can say so.
+    """
+    if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    try:
+        ctypes.CDLL(None).gnu_get_libc_version  # noqa: B018 - musl has no such symbol and no such setting
+    except AttributeError:
+        return
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**32)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def run_main(main: Callable[[list[str]], int]) -> None:
+    """Runs an entry point; errors that the user can act on are one paragraph on stderr and exit status 2."""
+    keep_large_tensors()
+    try:
+        status = main(sys.argv[1:])
+    except DeftError as e:
+        console.print(f"[bold red]error:[/] {str(e)}", markup=True, soft_wrap=True)
+        status = 2
+    except (KeyboardInterrupt, Interrupted):
+        console.print("interrupted")
+        status = 130
+    sys.stdout.flush()
+    sys.exit(status)

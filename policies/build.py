@@ -1,0 +1,90 @@
+"""From configuration to policy: the one place that knows heads and networks by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from data.errors import ConfigError, nearest
+from data.normaliser import Normaliser
+from data.spec import TaskSpec
+from policies.chunk_policy import ChunkPolicy
+from policies.encoders.obs import ObsEncoder
+from policies.heads.diffusion import DiffusionHead
+from policies.heads.flow import FlowHead
+from policies.heads.head import Head
+from policies.networks.mlp import ResidualMLP
+from policies.networks.unet1d import UNet1d
+
+T = TypeVar("T")
+
+HEADS: dict[str, type[Head]] = {"diffusion": DiffusionHead, "flow": FlowHead}
+NETWORKS: dict[str, type[nn.Module]] = {"unet1d": UNet1d, "mlp": ResidualMLP}
+
+# How each kind of observation is normalised. Colours are scaled by their encoder, depth is already in metres.
+NORMALISER_MODES = {"state": "minmax", "pointcloud": "minmax", "rgb": "identity", "depth": "identity"}
+
+
+def lookup(registry: Mapping[str, T], name: str, where: str) -> T:
+    """``registry[name]``, or a ConfigError with the nearest names."""
+    if name not in registry:
+        raise ConfigError(f"Unknown {where} '{name}'. {nearest(name, list(registry))}")
+    return registry[name]
+
+
+def construct(factory: Callable[..., T], args: Mapping[str, Any], where: str, **given: Any) -> T:
+    """``factory(**given, **args)``; an unknown, missing or bad argument becomes a ConfigError that names it."""
+    known = [p for p in inspect.signature(factory).parameters if p not in given]
+    for name in args:
+        if name not in known:
+            raise ConfigError(f"Unknown option '{where}.{name}'. {nearest(name, known)}")
+    try:
+        return factory(**given, **args)
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"{where}: {e}.") from e
+
+
+def normaliser_modes(spec: TaskSpec, action: str = "minmax") -> dict[str, str]:
+    """Normaliser mode of every key of ``spec``."""
+    return {"action": action, **{key: NORMALISER_MODES[field.kind] for key, field in spec.obs.items()}}
+
+
+def _named(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    section = dict(config[where])
+    return section.pop("name"), section
+
+
+def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normaliser) -> ChunkPolicy:
+    """A ChunkPolicy.
+
+    Args:
+        config: n_obs_steps, horizon, n_action_steps, and the sections ``policy`` (head), ``network``, ``encoder``.
+        spec: shapes; every dimension of the network follows from it.
+        normaliser: fitted, or to be filled from a checkpoint.
+    """
+    encoder = ObsEncoder(spec.obs, config["encoder"])
+    head_name, head_args = _named(config, "policy")
+    net_name, net_args = _named(config, "network")
+    if "n_train_steps" in head_args:  # the network then sees DDPM's integer k
+        net_args.setdefault("time_scale", float(head_args["n_train_steps"]))
+    network = construct(
+        lookup(NETWORKS, net_name, "network"),
+        net_args,
+        "network",
+        action_dim=spec.action.shape[0],
+        horizon=config["horizon"],
+        cond_dim=config["n_obs_steps"] * encoder.out_dim,
+    )
+    head = construct(lookup(HEADS, head_name, "policy"), head_args, "policy", network=network)
+    return ChunkPolicy(
+        spec,
+        normaliser,
+        encoder,
+        head,
+        n_obs_steps=config["n_obs_steps"],
+        horizon=config["horizon"],
+        n_action_steps=config["n_action_steps"],
+    )

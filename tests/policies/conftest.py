@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from data.chunks import ChunkBatch, ChunkDataset
+from data.episodes import EpisodeStore
+from data.normaliser import Normaliser
+from data.spec import FieldSpec, TaskSpec
+from policies.build import build_policy, normaliser_modes
+
+torch.set_num_threads(1)
+
+FIELDS = {
+    "state": FieldSpec((7,), "float32", "state"),
+    "pointcloud": FieldSpec((32, 3), "float32", "pointcloud"),
+    "rgb": FieldSpec((64, 64, 3), "uint8", "rgb"),
+    "depth": FieldSpec((64, 64), "float32", "depth"),
+}
+OBS = [("state",), ("pointcloud", "state"), ("rgb", "state"), ("depth",), ("rgb", "pointcloud")]
+POLICIES = {
+    "diffusion-epsilon": {"name": "diffusion", "prediction": "epsilon", "n_inference_steps": 5},
+    "diffusion-sample": {"name": "diffusion", "prediction": "sample", "n_inference_steps": 5},
+    "diffusion-ddpm": {"name": "diffusion", "sampler": "ddpm", "n_train_steps": 20, "n_inference_steps": 20},
+    "flow": {"name": "flow", "n_inference_steps": 5},
+}
+NETWORKS = {
+    "unet1d": {"name": "unet1d", "down_dims": [32, 64], "time_dim": 16},
+    "mlp": {"name": "mlp", "hidden_dim": 64, "n_blocks": 2, "time_dim": 16},
+}
+ENCODER = {
+    "state": {"hidden": [32]},
+    "pointcloud": {"hidden": [16, 32], "out_dim": 16},
+    "rgb": {"width": 8, "n_keypoints": 4, "out_dim": 16},
+    "depth": {"width": 8, "n_keypoints": 4, "out_dim": 16},
+}
+
+
+def task(keys) -> TaskSpec:
+    return TaskSpec("test/task", {k: FIELDS[k] for k in keys}, FieldSpec((3,), "float32", "action"))
+
+
+def make_store(path, keys, n_episodes=2, length=20) -> EpisodeStore:
+    rng = np.random.default_rng(0)
+    spec = task(keys)
+    store = EpisodeStore.create(path, spec)
+    for _ in range(n_episodes):
+        episode = {"action": rng.uniform(-1, 1, (length, 3)).astype("float32")}
+        for key, field in spec.obs.items():
+            shape = (length, *field.shape)
+            if field.dtype == "uint8":
+                episode[key] = rng.integers(0, 256, shape, dtype="uint8")
+            else:
+                episode[key] = rng.uniform(0.1, 1, shape).astype("float32")
+        store.append(episode)
+    return store
+
+
+def config(policy, network, **changes) -> dict:
+    return {
+        "n_obs_steps": 2,
+        "horizon": 8,
+        "n_action_steps": 4,
+        "policy": {**POLICIES[policy], **changes},
+        "network": dict(NETWORKS[network]),
+        "encoder": ENCODER,
+    }
+
+
+def make(store: EpisodeStore, policy="flow", network="mlp", seed=0, **changes):
+    torch.manual_seed(seed)
+    assert store.task is not None
+    normaliser = Normaliser.fit(store, normaliser_modes(store.task))
+    return build_policy(config(policy, network, **changes), store.task, normaliser)
+
+
+def make_batch(store: EpisodeStore, n=16) -> ChunkBatch:
+    assert store.task is not None
+    dataset = ChunkDataset(store, obs_keys=list(store.task.obs), n_obs_steps=2, horizon=8)
+    return dataset.batch(torch.arange(n))
+
+
+@pytest.fixture(params=OBS, ids="+".join)
+def store(request, tmp_path):
+    return make_store(tmp_path / "demo.zarr", request.param)
+
+
+@pytest.fixture
+def state_store(tmp_path):
+    return make_store(tmp_path / "demo.zarr", ("state",))

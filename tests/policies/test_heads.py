@@ -1,0 +1,165 @@
+"""Samplers against diffusers' own scheduler steps, and against distributions with known answers."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from policies.heads.diffusion import DiffusionHead, inference_timesteps
+from policies.heads.flow import FlowHead
+from policies.rng import BatchRng
+
+
+class Field(torch.nn.Module):
+    """A fixed smooth network: deterministic in (x, t), independent of the observation."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Linear(3, 3, bias=False)
+        torch.manual_seed(0)
+        torch.nn.init.orthogonal_(self.mix.weight)
+
+    def prepare(self, cond):
+        return cond
+
+    def forward(self, x, t, prepared):
+        return torch.tanh(self.mix(x)) * (0.5 + t[:, None, None])
+
+
+COND = torch.zeros(2, 1, 1)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [2, 4, 10, 16, 100])
+def test_timesteps_are_those_of_diffusers(spacing, steps):
+    scheduler = DDIMScheduler(num_train_timesteps=100, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    assert inference_timesteps(100, steps, spacing) == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("clip", [True, False])
+# Numbers of steps that divide 100: for others diffusers' "trailing" jumps to a step that is not the next one of its list.
+@pytest.mark.parametrize("steps", [1, 4, 10, 100])
+def test_ddim_is_that_of_diffusers(prediction, spacing, clip, steps):
+    head = DiffusionHead(
+        Field(), prediction=prediction, spacing=spacing, clip_sample=clip, n_inference_steps=steps, sampler="ddim"
+    )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=100,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=prediction,
+        timestep_spacing=spacing,
+        clip_sample=clip,
+    )
+    scheduler.set_timesteps(steps)
+    noise = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        x = noise
+        for k in scheduler.timesteps:
+            out = head.network(x, torch.full((2,), float(k) / 100), None)
+            x = scheduler.step(out, k, x, eta=0.0).prev_sample
+        torch.testing.assert_close(head.sample(COND, noise), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+@pytest.mark.parametrize("steps", [10, 100])
+def test_ddpm_is_that_of_diffusers(prediction, steps):
+    head = DiffusionHead(
+        Field(), prediction=prediction, n_inference_steps=steps, sampler="ddpm", spacing="leading"
+    )
+    scheduler = DDPMScheduler(
+        num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", prediction_type=prediction, clip_sample=True
+    )
+    scheduler.set_timesteps(steps)
+    noise = torch.randn(2, steps, 8, 3, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        # diffusers draws inside ``step``; its mean and its variance are compared separately, through its own formulas.
+        x = noise[:, 0]
+        for i, k in enumerate(scheduler.timesteps):
+            out = head.network(x, torch.full((2,), float(k) / 100), None)
+            generator = torch.Generator().manual_seed(0)
+            mean_plus = scheduler.step(out, int(k), x, generator=generator).prev_sample
+            if k > 0:
+                drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+                std = scheduler._get_variance(int(k)) ** 0.5
+                x = mean_plus - std * drawn + std * noise[:, i + 1]
+            else:
+                x = mean_plus
+        torch.testing.assert_close(head.sample(COND, noise), x, atol=1e-4, rtol=1e-4)
+
+
+class PointTarget(torch.nn.Module):
+    """The exact velocity, noise or clean chunk when all data sit at one point."""
+
+    def __init__(self, point, kind, abar=None):
+        super().__init__()
+        self.point, self.kind, self.abar = point, kind, abar
+
+    def prepare(self, cond):
+        return cond
+
+    def forward(self, x, t, prepared):
+        if self.kind == "velocity":  # (z - A) / t = eps - A on the straight path
+            return (x - self.point) / t[:, None, None]
+        if self.kind == "sample":
+            return self.point.expand_as(x)
+        abar = self.abar[(t * len(self.abar)).round().long()][:, None, None]
+        return (x - abar.sqrt() * self.point) / (1 - abar).sqrt()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_exact_networks_give_the_exact_chunk(steps):
+    point = torch.linspace(-0.9, 0.9, 24).view(8, 3)
+    noise = torch.randn(2, 8, 3)
+    flow = FlowHead(PointTarget(point, "velocity"), n_inference_steps=steps)
+    torch.testing.assert_close(flow.sample(COND, noise), point.expand(2, 8, 3), atol=1e-5, rtol=0)
+    diffusion = DiffusionHead(PointTarget(point, "sample"), prediction="sample", n_inference_steps=steps)
+    torch.testing.assert_close(diffusion.sample(COND, noise), point.expand(2, 8, 3), atol=1e-5, rtol=0)
+
+
+def test_objectives_are_consistent():
+    """The regression target is what the exact network would say: zero loss for a data set of one point."""
+    point = torch.linspace(-0.9, 0.9, 24).view(8, 3)
+    action, pad = point.expand(16, 8, 3), torch.zeros(16, 8, dtype=torch.bool)
+    cond = torch.zeros(16, 1, 1)
+    flow = FlowHead(PointTarget(point, "velocity"))
+    assert flow.loss(action, cond, pad, BatchRng(0)) < 1e-6
+    for prediction in ("epsilon", "sample"):
+        head = DiffusionHead(PointTarget(point, prediction), prediction=prediction)
+        head.network.abar = head.abar
+        assert head.loss(action, cond, pad, BatchRng(0)) < 1e-6
+
+
+def test_flow_learns_two_modes():
+    """Every sample lands near a mode, and both modes get their share."""
+    from policies.networks.mlp import ResidualMLP
+
+    torch.manual_seed(0)
+    modes = torch.tensor([[-0.7, -0.7], [0.7, 0.4]])
+    net = ResidualMLP(2, 1, 1, hidden_dim=64, n_blocks=2, time_dim=16)
+    head = FlowHead(net, n_inference_steps=20)
+    opt = torch.optim.Adam(head.parameters(), 2e-3)
+    rng = BatchRng(0)
+    for _ in range(800):
+        action = modes[(rng.rand(256) < 0.25).long()][:, None] + 0.02 * rng.randn(256, 1, 2)
+        loss = head.loss(action, torch.zeros(256, 1, 1), torch.zeros(256, 1, dtype=torch.bool), rng)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    with torch.no_grad():
+        x = head.sample(torch.zeros(1000, 1, 1), rng.randn(1000, 1, 2))[:, 0]
+    distance = torch.cdist(x, modes)
+    assert (distance.min(1).values < 0.2).float().mean() > 0.95
+    assert abs((distance.argmin(1) == 1).float().mean() - 0.25) < 0.06
+
+
+def test_draws_do_not_depend_on_the_number_of_processes():
+    whole = BatchRng(3)
+    parts = [BatchRng(3, rank=r, world_size=4) for r in range(4)]
+    for draw in (lambda g, n: g.randn(n, 2), lambda g, n: g.rand(n), lambda g, n: g.randint(9, n)):
+        assert torch.equal(draw(whole, 8), torch.cat([draw(p, 2) for p in parts]))
+    saved = whole.state_dict()
+    expected = whole.randn(4)
+    whole.load_state_dict(saved)
+    assert torch.equal(whole.randn(4), expected)

@@ -1,0 +1,98 @@
+"""Networks and encoders against their definitions."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data.errors import ConfigError
+from policies.build import build_policy, construct, lookup
+from policies.encoders.image import SpatialSoftmax, crop
+from policies.encoders.pointcloud import PointCloudEncoder
+from policies.networks.unet1d import UNet1d
+from tests.policies.conftest import config, make
+
+
+def test_critical_points_change_neither_features_nor_gradients():
+    torch.manual_seed(0)
+    short = PointCloudEncoder(3, hidden=(16, 32, 64), out_dim=8).double()
+    whole = copy.deepcopy(short)
+    whole.critical_points_only = False
+    points = torch.randn(5, 200, 3, dtype=torch.float64)
+    target = torch.randn(5, 8, dtype=torch.float64)
+    for encoder in (short, whole):
+        ((encoder(points) - target) ** 2).sum().backward()
+    assert short.critical_points(points).shape[1] < 100
+    for a, b in zip(short.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    with torch.no_grad():
+        torch.testing.assert_close(short(points), whole._projected_all(points))
+
+
+def test_point_order_and_repetition_do_not_matter():
+    encoder = PointCloudEncoder(3)
+    points = torch.randn(2, 50, 3)
+    shuffled = points[:, torch.randperm(50)]
+    repeated = torch.cat([points, points[:, :20]], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(points), encoder(shuffled))
+        torch.testing.assert_close(encoder(points), encoder(repeated))
+
+
+def test_spatial_softmax_finds_a_peak():
+    pool = SpatialSoftmax(1, 1)
+    torch.nn.init.constant_(pool.to_keypoints.weight, 1.0)
+    torch.nn.init.zeros_(pool.to_keypoints.bias)
+    x = torch.zeros(1, 1, 5, 9)
+    x[0, 0, 1, 6] = 100.0
+    torch.testing.assert_close(pool(x), torch.tensor([[0.5, -0.5]]))
+
+
+def test_crop_takes_the_window():
+    x = torch.arange(2 * 3 * 6 * 7).view(2, 3, 6, 7)
+    out = crop(x, torch.tensor([0, 2]), torch.tensor([3, 1]), (4, 3))
+    assert torch.equal(out[0], x[0, :, 0:4, 3:6])
+    assert torch.equal(out[1], x[1, :, 2:6, 1:4])
+
+
+def test_unet_film_is_one_linear_map_of_time_and_observation():
+    """The split FiLM equals a linear layer on mish([time, observation])."""
+    net = UNet1d(3, 8, 10, down_dims=(16, 32), time_dim=16)
+    t, cond = torch.rand(4), torch.randn(4, 2, 5)
+    weight = torch.cat([net.film_time.weight, net.film_cond.weight], 1)
+    joint = F.linear(F.mish(torch.cat([net.time(t), cond.flatten(1)], 1)), weight, net.film_time.bias)
+    split = net.film_time(F.mish(net.time(t))) + net.prepare(cond)
+    torch.testing.assert_close(joint, split)
+
+
+def test_unet_depends_on_everything():
+    net = UNet1d(3, 8, 10, down_dims=(16, 32), time_dim=16)
+    x, t, cond = torch.randn(2, 8, 3, requires_grad=True), torch.rand(2), torch.randn(2, 2, 5, requires_grad=True)
+    net(x, t, net.prepare(cond))[:, 0].sum().backward()
+    assert x.grad is not None and cond.grad is not None
+    assert (x.grad.abs().sum((0, 2)) > 0).all()
+    assert (cond.grad != 0).all()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("film_scale", [True, False])
+def test_unet_horizons(film_scale):
+    net = UNet1d(2, 16, 4, down_dims=(8, 16, 24), n_groups=4, time_dim=16, film_scale=film_scale)
+    assert net(torch.randn(3, 16, 2), torch.rand(3), net.prepare(torch.randn(3, 1, 4))).shape == (3, 16, 2)
+    with pytest.raises(ValueError, match="horizon=6 must be a multiple of 4"):
+        UNet1d(2, 6, 4, down_dims=(8, 16, 24))
+
+
+def test_unknown_options_name_the_nearest(state_store):
+    with pytest.raises(ConfigError, match=r"Unknown option 'policy.n_inference_step'.*'n_inference_steps'"):
+        make(state_store, n_inference_step=3)
+    with pytest.raises(ConfigError, match="Unknown network 'unet'.*'unet1d'"):
+        build_policy({**config("flow", "mlp"), "network": {"name": "unet"}}, state_store.task, make(state_store).normaliser)
+    deep = {**config("flow", "unet1d"), "network": {"name": "unet1d", "down_dims": [8] * 5}}
+    with pytest.raises(ConfigError, match="network: horizon=8 must be a multiple of 16"):
+        build_policy(deep, state_store.task, make(state_store).normaliser)
+    with pytest.raises(ConfigError, match="head"):
+        lookup({"flow": 1}, "glow", "head")
+    with pytest.raises(ConfigError, match="thing"):
+        construct(UNet1d, {"down_dims": (8,)}, "thing", action_dim=1)
