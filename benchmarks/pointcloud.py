@@ -51,7 +51,7 @@ def run(task: str, gl_name: str) -> None:
     env.reset(0)
     for _ in range(30):  # the hand is at the object
         env.step(env.expert_action())
-    sensor = env._sensor
+    sensor = env.sensor
     gl = GLRenderer(env.model, env.data, SIZE, SIZE, gl_name) if gl_name != "raycast" else None
 
     def by_gl() -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import metaworld
@@ -25,7 +26,7 @@ from data.spec import FieldSpec, TaskSpec
 from envs.base import Frame, StepResult, check_action
 from envs.raycast import PointCloudSensor, camera_id, depth_image, make_workspace, scene_camera, visible_geoms
 from envs.raytree import rebuild_mesh_trees
-from envs.render import SceneRenderer
+from envs.render import SceneRenderer, backend
 
 # The box holds all that the 50 tasks move, and of the arm the hand and the wrist; table, rim and floor are fixtures.
 WORKSPACE_LOW = (-0.66, 0.33, -0.06)
@@ -54,8 +55,11 @@ def _known_task(name: str) -> str:
     return name
 
 
-# What cameras and rays read of the simulator.
-_POSES = ("geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat", "light_xpos", "light_xdir")
+# What cameras and rays read of the simulator (rays also ask the bodies' inertial frames for their bounds).
+_POSES = (
+    "geom_xpos", "geom_xmat", "xipos", "ximat", "site_xpos", "site_xmat",
+    "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
+)  # fmt: skip
 
 
 class _Moment(NamedTuple):
@@ -112,8 +116,9 @@ class MetaWorldEnv:
         self._reward, self._terminate = reward, terminate_on_success
         self._episode_length, self._image_size = episode_length, image_size
         self._depth_cloud = cloud_source == "depth"
+        self._rays_ready = False
         self._renderer = SceneRenderer(self.model, self.data)
-        self._sensor = self._make_sensor(list(cameras), n_points)
+        self._cameras, self._n_points = list(cameras), n_points
         self.spec = TaskSpec(
             name=f"metaworld/{name}",
             obs={key: self._field(key, n_points, image_size) for key in keys},
@@ -126,6 +131,8 @@ class MetaWorldEnv:
             },
             versions=_versions(keys),
         )  # fmt: skip
+        if "pointcloud" in keys:
+            _ = self.sensor  # its errors belong here
         self._snapshot = _Snapshot(self._sim)
         self._state = np.zeros(39)
         self._steps, self._succeeded = 0, False
@@ -185,7 +192,7 @@ class MetaWorldEnv:
 
     def render(self, height: int = 240, width: int = 240, camera: str = "corner4") -> np.ndarray:
         """(height, width, 3) uint8 picture, goal marker included."""
-        return self._renderer.render(camera, height, width, markers=True)
+        return self._picture(camera, height, width, markers=True)
 
     def close(self) -> None:
         """Free the rendering context, if there is one."""
@@ -200,11 +207,12 @@ class MetaWorldEnv:
             sites = [self.data.site(s).xpos for s in ("rightEndEffector", "leftEndEffector")]
             return np.concatenate([hand, *sites]).astype(np.float32)
         if key == "pointcloud":
-            return self._sensor.points_through_depth(128) if self._depth_cloud else self._sensor.points()
+            return self.sensor.points_through_depth(128) if self._depth_cloud else self.sensor.points()
         kind, camera = key.split("_", 1)
         size = self._image_size
         if kind == "rgb":
-            return self._renderer.render(camera, size, size)
+            return self._picture(camera, size, size, markers=False)
+        self._prepare_rays()
         return depth_image(self.model, self.data, scene_camera(self.model, self.data, camera), size, size)[0]
 
     def _field(self, key: str, n_points: int, size: int) -> FieldSpec:
@@ -229,9 +237,23 @@ class MetaWorldEnv:
             FieldSpec((size, size, 3), "uint8", "rgb") if kind == "rgb" else FieldSpec((size, size), "float32", "depth")
         )
 
-    def _make_sensor(self, cameras: list[str], n_points: int) -> PointCloudSensor:
+    @cached_property
+    def sensor(self) -> PointCloudSensor:
+        """The point-cloud sensor; made when first needed, because it takes a second."""
+        self._prepare_rays()
         workspace, fixtures = make_workspace(self.model, self.data, WORKSPACE_LOW, WORKSPACE_HIGH, FIXTURES)
-        return PointCloudSensor(self.model, self.data, cameras, n_points, workspace, fixtures)
+        return PointCloudSensor(self.model, self.data, self._cameras, self._n_points, workspace, fixtures)
+
+    def _prepare_rays(self) -> None:
+        if not self._rays_ready:
+            seen = visible_geoms(self.model) & (self.model.geom_type == mujoco.mjtGeom.mjGEOM_MESH)
+            rebuild_mesh_trees(self.model, sorted(set(self.model.geom_dataid[seen].tolist())))
+            self._rays_ready = True
+
+    def _picture(self, camera: str, height: int, width: int, markers: bool) -> np.ndarray:
+        if backend() == "raycast":
+            self._prepare_rays()
+        return self._renderer.render(camera, height, width, markers)
 
 
 def _versions(keys: list[str]) -> dict[str, str]:
@@ -241,8 +263,6 @@ def _versions(keys: list[str]) -> dict[str, str]:
 
         versions["metaworld"] = version("metaworld")
     if any(key.startswith("rgb") for key in keys):
-        from envs.render import backend
-
         versions["renderer"] = backend()
     return versions
 
@@ -263,8 +283,6 @@ def _build(name: str, episode_length: int) -> Any:
             quat = np.empty(4)
             mujoco.mju_mulQuat(quat, sim.model.cam_quat[i], roll)
             sim.model.cam_quat[i] = quat
-    seen = visible_geoms(sim.model) & (sim.model.geom_type == mujoco.mjtGeom.mjGEOM_MESH)
-    rebuild_mesh_trees(sim.model, sorted(set(sim.model.geom_dataid[seen].tolist())))
     # Meta-World resets a task twice, the first time to settle quantities that the second reads (object heights). One
     # such reset is made here, always the same, and every episode starts from what it leaves.
     sim.np_random = np.random.default_rng(0)

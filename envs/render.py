@@ -9,9 +9,11 @@ in the environment variable ``DEFT_RENDER``, which child processes inherit and w
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import mujoco
@@ -84,6 +86,10 @@ class GLRenderer:
         self._view = mujoco.MjvCamera()
         self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._rect = mujoco.MjrRect(0, 0, width, height)
+        # GL must be left before MuJoCo shuts EGL down at exit; handlers run last in, first out.
+        self._free = weakref.finalize(self, _free, self._gl, self._mjr)
+        self._free.atexit = False
+        atexit.register(self._free)
 
     def render(self, camera: str, markers: bool = False) -> np.ndarray:
         """(H, W, 3) uint8; ``markers`` draws sites such as the goal."""
@@ -114,11 +120,14 @@ class GLRenderer:
 
     def close(self) -> None:
         """Free the GL context."""
-        if self._gl is not None:
-            self._gl.make_current()
-            self._mjr.free()
-            self._gl.free()
-            self._gl = None
+        self._free()
+        atexit.unregister(self._free)
+
+
+def _free(gl: Any, context: mujoco.MjrContext) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()
 
 
 def _context_class(name: str) -> Any:

@@ -50,7 +50,7 @@ def geom_colours(model: mujoco.MjModel) -> np.ndarray:
     for g in np.flatnonzero(visible_geoms(model)):
         material = model.geom_matid[g]
         if material >= 0 and np.allclose(model.geom_rgba[g], _DEFAULT_GREY):
-            colours[g] = model.mat_rgba[material, :3] * _texture_mean(model, material)
+            colours[g] = model.mat_rgba[material, :3] * _texture_mean(model, int(material))
     return colours.astype(np.float64)
 
 
@@ -119,8 +119,9 @@ def _draw_markers(
     spheres = (model.site_group < 3) & (model.site_rgba[:, 3] > 0) & (model.site_type == mujoco.mjtGeom.mjGEOM_SPHERE)
     rows, columns = np.mgrid[:height, :width]
     for s in np.flatnonzero(spheres):
-        (x, y), z = camera.project(data.site_xpos[s], height, width)
-        radius = model.site_size[s, 0] * camera.focal(height) / max(float(z), 1e-6)
+        pixel, distance = camera.project(data.site_xpos[s][None], height, width)
+        (x, y), z = pixel[0], float(distance[0])
+        radius = model.site_size[s, 0] * camera.focal(height) / max(z, 1e-6)
         r2 = ((columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2) / radius**2
         seen = (r2 < 1) & (z > 0.05) & ((depth == 0) | (depth > z - model.site_size[s, 0]))
         bulge = np.sqrt(np.clip(1 - r2, 0, 1))[..., None]

@@ -11,7 +11,7 @@ import numpy as np
 from data.errors import DataError
 
 
-def write_video(frames: Sequence[np.ndarray], path: str | Path, fps: float = 20.0) -> Path:
+def write_video(frames: Sequence[np.ndarray], path: str | Path, fps: float | int = 20.0) -> Path:
     """Write ``frames`` (H, W, 3) uint8 to ``path``: ".mp4" (H.264, plays in browsers) or ".gif" (loops).
 
     Raises:
@@ -32,7 +32,7 @@ def write_video(frames: Sequence[np.ndarray], path: str | Path, fps: float = 20.
     return path
 
 
-def _write_mp4(frames: Sequence[np.ndarray], path: Path, fps: float) -> None:
+def _write_mp4(frames: Sequence[np.ndarray], path: Path, fps: float | int) -> None:
     import imageio.v2 as imageio
 
     # H.264 wants even sides; 16-pixel macro blocks are the encoder's own business.

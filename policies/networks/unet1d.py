@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from policies.networks.embed import TimeEmbedding
+from policies.networks.timeconv import Downsample, GroupNormMish, TimeConv, Upsample
 
 
 class _ConvBlock(nn.Module):
@@ -17,11 +18,11 @@ class _ConvBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kernel_size: int, n_groups: int):
         super().__init__()
-        self.conv = nn.Conv1d(c_in, c_out, kernel_size, padding=kernel_size // 2)
-        self.norm = nn.GroupNorm(n_groups, c_out)
+        self.conv = TimeConv(c_in, c_out, kernel_size)
+        self.norm = GroupNormMish(n_groups, c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.mish(self.norm(self.conv(x)))
+        return self.norm(self.conv(x))
 
 
 class _ResBlock(nn.Module):
@@ -31,7 +32,8 @@ class _ResBlock(nn.Module):
         super().__init__()
         self.block1 = _ConvBlock(c_in, c_out, kernel_size, n_groups)
         self.block2 = _ConvBlock(c_out, c_out, kernel_size, n_groups)
-        self.skip = nn.Conv1d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.skip = nn.Linear(c_in, c_out) if c_in != c_out else nn.Identity()
+        self.c_out = c_out
 
     def forward(self, x: Tensor, scale: Tensor | None, bias: Tensor) -> Tensor:
         h = self.block1(x)
@@ -83,19 +85,19 @@ class UNet1d(nn.Module):
             return _ResBlock(c_in, c_out, kernel_size, n_groups)
 
         self.down = nn.ModuleList(
-            nn.ModuleList([res(a, b), res(b, b), nn.Conv1d(b, b, 3, 2, 1) if i < len(dims) - 1 else nn.Identity()])
+            nn.ModuleList([res(a, b), res(b, b), Downsample(b) if i < len(dims) - 1 else nn.Identity()])
             for i, (a, b) in enumerate(pairs)
         )
         self.mid = nn.ModuleList([res(dims[-1], dims[-1]), res(dims[-1], dims[-1])])
         self.up = nn.ModuleList(
-            nn.ModuleList([res(2 * b, a), res(a, a), nn.ConvTranspose1d(a, a, 4, 2, 1)])
+            nn.ModuleList([res(2 * b, a), res(a, a), Upsample(a)])
             for a, b in reversed(pairs[1:])
         )
         self.final = nn.Sequential(
-            _ConvBlock(dims[0], dims[0], kernel_size, n_groups), nn.Conv1d(dims[0], action_dim, 1)
+            _ConvBlock(dims[0], dims[0], kernel_size, n_groups), nn.Linear(dims[0], action_dim)
         )
         blocks = [m for m in self.modules() if isinstance(m, _ResBlock)]
-        self._film_sizes = [b.block1.conv.out_channels for b in blocks]
+        self._film_sizes = [b.c_out for b in blocks]
         width = (2 if film_scale else 1) * sum(self._film_sizes)
         self.film_time = nn.Linear(time_dim, width)
         self.film_cond = nn.Linear(cond_dim, width, bias=False)
@@ -108,14 +110,14 @@ class UNet1d(nn.Module):
         self, x: Float[Tensor, "b h da"], t: Float[Tensor, " b"], prepared: Float[Tensor, "b w"]
     ) -> Float[Tensor, "b h da"]:
         """x noisy chunk, t in [0, 1], prepared = ``prepare(cond)`` -> prediction of the head's target."""
-        film = (self.film_time(F.mish(self.time(t))) + prepared).unsqueeze(-1)
+        film = self.film_time(F.mish(self.time(t))) + prepared
         if self.film_scale:
             scale, bias = film.chunk(2, dim=1)
             films = list(zip(scale.split(self._film_sizes, 1), bias.split(self._film_sizes, 1), strict=True))
         else:
             films = [(None, b) for b in film.split(self._film_sizes, 1)]
         take = iter(films)
-        h, skips = x.transpose(1, 2), []
+        h, skips = x.transpose(0, 1).contiguous(), []  # time first, see timeconv
         for res1, res2, down in self.down:  # type: ignore[misc]
             h = res2(res1(h, *next(take)), *next(take))
             skips.append(h)
@@ -123,6 +125,6 @@ class UNet1d(nn.Module):
         for res in self.mid:
             h = res(h, *next(take))
         for res1, res2, up in self.up:  # type: ignore[misc]
-            h = res2(res1(torch.cat([h, skips.pop()], 1), *next(take)), *next(take))
+            h = res2(res1(torch.cat([h, skips.pop()], -1), *next(take)), *next(take))
             h = up(h)
-        return self.final(h).transpose(1, 2)
+        return self.final(h).transpose(0, 1)

@@ -1,0 +1,87 @@
+"""Time-first convolutions and norms against torch's own, values and gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+from policies.networks import timeconv
+from policies.networks.timeconv import Downsample, GroupNormMish, TimeConv, Upsample
+
+
+def same(ours, reference, x, tie):
+    """Ours on (T, B, C) = the reference on (B, C, T), and so are the gradients of input and parameters."""
+    tie(ours, reference)
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, expected = ours(a), reference(b.permute(1, 2, 0)).permute(2, 0, 1)
+    torch.testing.assert_close(out, expected)
+    g = torch.randn_like(out)
+    out.backward(g)
+    expected.backward(g)
+    torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(ours.bias.grad, reference.bias.grad)
+    return ours.weight.grad, reference.weight.grad
+
+
+def tie_conv(ours, reference):
+    with torch.no_grad():
+        reference.weight.copy_(ours.weight.permute(2, 1, 0))
+        reference.bias.copy_(ours.bias)
+
+
+batch = pytest.mark.parametrize("b", [1, 3, 20])  # few and many rows take different paths
+
+
+@batch
+@pytest.mark.parametrize("t", [1, 2, 4, 16])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_conv(b, t, k):
+    x = torch.randn(t, b, 6, dtype=torch.float64)
+    got, want = same(TimeConv(6, 5, k).double(), nn.Conv1d(6, 5, k, padding=k // 2).double(), x, tie_conv)
+    torch.testing.assert_close(got, want.permute(2, 1, 0))
+
+
+@batch
+@pytest.mark.parametrize("t", [2, 4, 8])
+def test_downsample(b, t):
+    x = torch.randn(t, b, 6, dtype=torch.float64)
+    got, want = same(Downsample(6).double(), nn.Conv1d(6, 6, 3, 2, 1).double(), x, tie_conv)
+    torch.testing.assert_close(got, want.permute(2, 1, 0))
+
+
+@batch
+@pytest.mark.parametrize("t", [1, 4])
+def test_upsample(b, t):
+    def tie(ours, reference):
+        with torch.no_grad():
+            reference.weight.copy_(ours.weight.permute(1, 2, 0))
+            reference.bias.copy_(ours.bias)
+
+    x = torch.randn(t, b, 6, dtype=torch.float64)
+    got, want = same(Upsample(6).double(), nn.ConvTranspose1d(6, 6, 4, 2, 1).double(), x, tie)
+    torch.testing.assert_close(got, want.permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_group_norm_mish(plain, monkeypatch):
+    monkeypatch.setattr(timeconv, "_plain", lambda x: plain)
+    ours = GroupNormMish(2, 6).double()
+    reference = nn.Sequential(nn.GroupNorm(2, 6), nn.Mish()).double()
+    with torch.no_grad():
+        for p, q in zip(ours.parameters(), reference.parameters(), strict=True):
+            p.normal_()
+            q.copy_(p)
+    x = 3 * torch.randn(4, 5, 6, dtype=torch.float64) + 1
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, expected = ours(a), reference(b.permute(1, 2, 0)).permute(2, 0, 1)
+    g = torch.randn_like(x)
+    if plain:  # computes its moments in float32
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+        return
+    torch.testing.assert_close(out, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(a), expected)
+    out.backward(g)
+    expected.backward(g)
+    torch.testing.assert_close(a.grad, b.grad)
+    for p, q in zip(ours.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
