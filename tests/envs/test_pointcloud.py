@@ -80,8 +80,9 @@ def test_the_cloud_through_depth_images_shows_the_same_scene(scene):
     sensor = sensor_of(scene)
     rays, depth = sensor.points().astype(float), sensor.points_through_depth(160).astype(float)
     gap = np.linalg.norm(rays[:, None] - depth[None], axis=-1)
-    assert gap.min(axis=1).max() < 0.03
-    assert gap.min(axis=0).max() < 0.03
+    for nearest in (gap.min(axis=0), gap.min(axis=1)):  # a pixel is 1 cm wide there
+        assert np.percentile(nearest, 95) < 0.02
+        assert nearest.max() < 0.06
 
 
 def test_unread_pixels_are_left_out(scene):

@@ -77,6 +77,6 @@ def test_ray_cast_and_gl_pictures_show_the_same_scene(env, monkeypatch):
     rays = env.render(96, 96).astype(float)
     for picture in (gl, rays):
         picture -= picture.mean(axis=(0, 1))
-    assert np.corrcoef(gl[..., 0].ravel(), rays[..., 0].ravel())[0, 1] > 0.6
+    assert np.corrcoef(gl[..., 0].ravel(), rays[..., 0].ravel())[0, 1] > 0.5
     reddish = [(p[..., 0] - p[..., 2]) > 40 for p in (gl, rays)]
     assert (reddish[0] & reddish[1]).sum() / (reddish[0] | reddish[1]).sum() > 0.5
