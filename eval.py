@@ -96,7 +96,7 @@ def save_videos(results: Sequence[EpisodeResult], folder: Path, control_hz: floa
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" -> the GPU if there is one."""
+    """ "auto" -> the GPU if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

@@ -1,7 +1,8 @@
 """Trains a policy: ``python train.py task=metaworld task.name=door-open-v3 obs=pointcloud policy=flow algo=bc``.
 
 Collects demonstrations when the data set is not there yet, trains, evaluates, and leaves a run folder (launch/run.py)
-with the checkpoint, the metrics, a plot and videos. Ctrl-C and SIGTERM save first; ``resume=RUN_DIR`` continues bit-exactly.
+with the checkpoint, the metrics, a plot and videos. Ctrl-C and SIGTERM save first; ``resume=RUN_DIR`` continues
+bit-exactly.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def make_policy(config: Mapping[str, Any], store: EpisodeStore, n_episodes: int)
     normaliser = Normaliser.fit(store, modes, episodes=np.arange(n_episodes))
     policy = build_policy(config, store.task, normaliser)
     if config["compile"]:
-        policy.head.network.compile()
+        torch.nn.Module.compile(policy.head.get_submodule("network"))
     return policy
 
 
@@ -181,10 +182,11 @@ class Session:
                     bar.update(self.step, f"loss {loss:.4f}, {rate:.0f} samples/s")
                 elif self.accelerator.device.type == "cpu":
                     self.check_finite(metrics)
-                if self.step % config["algo"]["save_every"] == 0 or self.step == self.train_steps or self.stopping(stop):
+                stopping = self.stopping(stop)
+                if self.step % config["algo"]["save_every"] == 0 or self.step == self.train_steps or stopping:
                     self.check_finite(metrics)
                     self.save()
-                if self.stopping(stop):
+                if stopping:
                     raise Interrupted(stop.received)
                 if every and self.step % every == 0 and self.step < self.train_steps:
                     before = time.perf_counter()
@@ -196,7 +198,7 @@ class Session:
         if self.accelerator.num_processes == 1:
             return stop.received is not None
         flag = torch.tensor(float(stop.received is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum") > 0)
+        return bool(torch.as_tensor(self.accelerator.reduce(flag, "sum")) > 0)
 
     def check_finite(self, metrics: Mapping[str, torch.Tensor]) -> None:
         """Raises TrainingError on a loss or gradient that is not finite; the last save is left as it is."""
@@ -213,9 +215,7 @@ class Session:
         """One line of metrics; returns the loss."""
         self.check_finite(metrics)
         numbers = {k: float(v) for k, v in metrics.items()}
-        self.run.log(
-            self.step, {**numbers, "samples_per_s": round(rate, 1), "epoch": round(self.sampler.epoch, 3)}
-        )
+        self.run.log(self.step, {**numbers, "samples_per_s": round(rate, 1), "epoch": round(self.sampler.epoch, 3)})
         return numbers["loss"]
 
     def evaluate(self, stop: StopSignal, *, final: bool) -> dict[str, Any]:
@@ -269,9 +269,8 @@ def report(run: Run, summary: Mapping[str, Any], title: str) -> None:
     """Draws the learning curve and names what the run has made; the last line is the evaluation."""
     learning_curve(run.records(), run.path / "learning_curve.png", title)
     low, high = summary["success_ci95"]
-    console.print(
-        f"success {summary['success_rate']:.2f} over {summary['n_episodes']} episodes (95 % interval {low:.2f}-{high:.2f})"
-    )
+    rate, n = summary["success_rate"], summary["n_episodes"]
+    console.print(f"success {rate:.2f} over {n} episodes (95 % interval {low:.2f}-{high:.2f})")
     for label, pattern in (("video", "videos/*.mp4"), ("plot", "learning_curve.png"), ("checkpoint", "checkpoint")):
         for path in sorted(run.path.glob(pattern)):
             console.print(f"{label}: {path}")

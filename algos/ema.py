@@ -20,8 +20,8 @@ class EMA:
     def __init__(self, model: nn.Module, *, power: float = 0.75, max_decay: float = 0.9999):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.power, self.max_decay, self.n_updates = power, max_decay, 0
-        self._averaged = list(self.model.parameters())
-        self._source = list(model.parameters())
+        self._averaged: list[Tensor] = list(self.model.parameters())
+        self._source: list[Tensor] = list(model.parameters())
 
     @torch.no_grad()
     def update(self) -> None:

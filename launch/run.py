@@ -1,12 +1,12 @@
 """A run folder: its configuration, its lock, the state to resume from, its metrics.
 
-    config.yaml       the resolved configuration; what ``resume=`` continues with
-    metrics.jsonl     one JSON object a line
-    tensorboard/      the same numbers
-    state.pt          everything a resumed run needs, replaced atomically
-    checkpoint/       the policy (see policies.checkpoint)
-    eval.json         the final evaluation
-    videos/, learning_curve.png
+config.yaml       the resolved configuration; what ``resume=`` continues with
+metrics.jsonl     one JSON object a line
+tensorboard/      the same numbers
+state.pt          everything a resumed run needs, replaced atomically
+checkpoint/       the policy (see policies.checkpoint)
+eval.json         the final evaluation
+videos/, learning_curve.png
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def run_main(main: Callable[[list[str]], int]) -> None:
     try:
         status = main(sys.argv[1:])
     except DeftError as e:
-        console.print(f"[bold red]error:[/] {str(e)}", markup=True, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {e!s}", markup=True, soft_wrap=True)
         status = 2
     except (KeyboardInterrupt, Interrupted):
         console.print("interrupted")

@@ -1,4 +1,4 @@
-"""Random numbers of a training step, drawn for the global batch so that they do not depend on the number of processes."""
+"""Random numbers of a training step, drawn for the global batch: they do not depend on the number of processes."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
@@ -47,7 +49,7 @@ class ResNet18(nn.Module):
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(_BasicBlock(a, b, 1 if i == 0 else 2), _BasicBlock(b, b, 1))
-                for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+                for i, (a, b) in enumerate(pairwise(widths))
             )
         )
         self.out_channels = widths[-1]

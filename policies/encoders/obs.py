@@ -54,7 +54,7 @@ def make_encoder(key: str, field: FieldSpec, options: Mapping[str, Mapping[str, 
         if field.kind in ("rgb", "depth"):
             encoder = ImageEncoder(3 if field.kind == "rgb" else 1, **kwargs)
             if min(field.shape[:2]) * encoder.crop_ratio <= 32:  # the spatial softmax of one cell is a constant
-                raise ConfigError(f"Observation '{key}' {field.shape} is too small for a ResNet-18; use 48 pixels or more.")
+                raise ConfigError(f"Observation '{key}' {field.shape} is too small for ResNet-18: use 48 pixels.")
             return encoder
     except TypeError as e:
         raise ConfigError(f"encoder.{field.kind} (for observation '{key}'): {e}") from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class PointCloudEncoder(nn.Module):
     ):
         super().__init__()
         widths = [in_dim, *hidden]
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(b) for b in hidden)
         self.projection = nn.Sequential(nn.Linear(hidden[-1], out_dim), nn.LayerNorm(out_dim))
         self.critical_points_only = critical_points_only

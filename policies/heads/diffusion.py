@@ -22,7 +22,7 @@ def alphas_cumprod(n_train_steps: int, beta_schedule: str) -> Tensor:
     """abar_k for k = 0 .. n_train_steps - 1, float32, as diffusers' DDPMScheduler defines them."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    return DDPMScheduler(num_train_timesteps=n_train_steps, beta_schedule=beta_schedule).alphas_cumprod
+    return DDPMScheduler(num_train_timesteps=n_train_steps, beta_schedule=beta_schedule).alphas_cumprod  # type: ignore[arg-type]
 
 
 def inference_timesteps(n_train_steps: int, n_inference_steps: int, spacing: Spacing) -> list[int]:
@@ -99,7 +99,7 @@ class DiffusionHead(Head):
         return z, k / self.n_train_steps, eps if self.prediction == "epsilon" else action
 
     def _clean_and_noise(self, z: Tensor, k: int, prepared: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's estimates of the clean chunk (clipped if asked) and of the noise in z_k (as diffusers: unclipped)."""
+        """Estimates of the clean chunk (clipped if asked) and of the noise in z_k (unclipped, as diffusers does)."""
         out = self.network(z, full(k / self.n_train_steps, z), prepared)
         signal, sigma = self._abar[k] ** 0.5, (1 - self._abar[k]) ** 0.5
         if self.prediction == "sample":

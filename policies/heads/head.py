@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,22 +12,36 @@ from torch import Tensor, nn
 from policies.rng import BatchRng
 
 
+class Network(Protocol):
+    """A denoising network: ``network(x, t, network.prepare(cond))``."""
+
+    def prepare(self, cond: Tensor) -> Tensor:
+        """What depends on the observation tokens (B, L, C) alone, first axis B; computed once per observation."""
+        ...
+
+    def __call__(self, x: Tensor, t: Tensor, prepared: Tensor) -> Tensor:
+        """Noisy chunk (B, H, Da), time (B,) in [0, 1], prepared observation -> (B, H, Da)."""
+        ...
+
+
 class Head(nn.Module, ABC):
     """Time runs from t = 1 (noise) to t = 0 (data).
 
     Args:
-        network: (x, t, prepared) -> (B, H, Da), with ``network.prepare(cond)`` for what depends on the observation only.
+        network: see Network.
         n_inference_steps: K, network evaluations per chunk.
-        noise_per_obs: noise draws per encoded observation in one training batch (Mini-Diffuser's level-2 minibatch):
-            the encoder runs once, the denoising network on B * noise_per_obs rows.
+        noise_per_obs: noise draws per encoded observation in one training batch (Mini-Diffuser's level-2
+            minibatch): the encoder runs once, the denoising network on B * noise_per_obs rows.
         mask_padding: leave actions beyond the episode's ends out of the loss. Diffusion Policy trains on them.
     """
+
+    network: Network  # type: ignore[assignment]
 
     def __init__(
         self, network: nn.Module, *, n_inference_steps: int, noise_per_obs: int = 1, mask_padding: bool = False
     ):
         super().__init__()
-        self.network = network
+        self.network = network  # type: ignore[assignment]
         self.n_inference_steps = n_inference_steps
         self.noise_per_obs = noise_per_obs
         self.mask_padding = mask_padding

@@ -1,8 +1,8 @@
-"""Convolutions over short sequences, time first: (T, B, C). Chunks are so short that a convolution is a few matrix products.
+"""Convolutions over short sequences, time first: (T, B, C). On a chunk, a convolution is a few matrix products.
 
-A "same" convolution is sum_k x[t + k - K // 2] W_k. Time first, the rows x[a:b] of all samples are one contiguous matrix, so
-each tap is one product over exactly the rows it touches: nothing is copied, and no work goes into padding (30 % of a
-5-tap convolution over 4 steps). oneDNN's 1-d convolutions reach about half of the matrix products' speed at these sizes.
+A "same" convolution is sum_k x[t + k - K // 2] W_k. Time first, the rows x[a:b] of all samples are one contiguous
+matrix, so each tap is one product over exactly the rows it touches: nothing is copied, and no work goes into padding
+(30 % of a 5-tap convolution over 4 steps). oneDNN's 1-d convolutions are about half as fast at these sizes.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _group_moments(x: Tensor, n_groups: int, eps: float) -> tuple[Tensor, Tensor
 
 
 class _GroupNormMish(torch.autograd.Function):
-    """Everything per sample and channel is folded into two (B, C) factors, so each direction passes over x few times."""
+    """What is per sample and channel is folded into two (B, C) factors: few passes over x in each direction."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, n_groups: int, eps: float) -> Tensor:

@@ -44,9 +44,9 @@ class _ResBlock(nn.Module):
 class UNet1d(nn.Module):
     """Convolves over the chunk's time axis, halving it between levels.
 
-    FiLM of [time, observation] is a linear map of their Mish. It is split into its time and its observation part, so that
-    the observation part is computed once per observation: not once per noise draw in training (``noise_per_obs``),
-    and not once per denoising step at inference. All blocks' FiLM maps are one matrix.
+    FiLM of [time, observation] is a linear map of their Mish. It is split into its time and its observation part, so
+    that the observation part is computed once per observation: not once per noise draw in training
+    (``noise_per_obs``), and not once per denoising step at inference. All blocks' FiLM maps are one matrix.
 
     Args:
         action_dim: Da.
@@ -89,13 +89,8 @@ class UNet1d(nn.Module):
             for i, (a, b) in enumerate(pairs)
         )
         self.mid = nn.ModuleList([res(dims[-1], dims[-1]), res(dims[-1], dims[-1])])
-        self.up = nn.ModuleList(
-            nn.ModuleList([res(2 * b, a), res(a, a), Upsample(a)])
-            for a, b in reversed(pairs[1:])
-        )
-        self.final = nn.Sequential(
-            _ConvBlock(dims[0], dims[0], kernel_size, n_groups), nn.Linear(dims[0], action_dim)
-        )
+        self.up = nn.ModuleList(nn.ModuleList([res(2 * b, a), res(a, a), Upsample(a)]) for a, b in reversed(pairs[1:]))
+        self.final = nn.Sequential(_ConvBlock(dims[0], dims[0], kernel_size, n_groups), nn.Linear(dims[0], action_dim))
         blocks = [m for m in self.modules() if isinstance(m, _ResBlock)]
         self._film_sizes = [b.c_out for b in blocks]
         width = (2 if film_scale else 1) * sum(self._film_sizes)

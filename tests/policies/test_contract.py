@@ -137,7 +137,7 @@ def test_corrupt_checkpoints(tmp_path, state_store):
     save_policy(folder, policy, config("flow", "mlp"))
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:100])
-    with pytest.raises(DataError, match="model.safetensors cannot be read"):
+    with pytest.raises(DataError, match=r"model\.safetensors cannot be read"):
         load_policy(folder)
     (folder / "config.json").write_text('{"schema_version": 99}')
     with pytest.raises(DataError, match="schema_version 99"):

@@ -39,7 +39,7 @@ def test_timesteps_are_those_of_diffusers(spacing, steps):
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("clip", [True, False])
-# Numbers of steps that divide 100: for others diffusers' "trailing" jumps to a step that is not the next one of its list.
+# Numbers of steps that divide 100: for others diffusers jumps to a step that is not the next one of its own list.
 @pytest.mark.parametrize("steps", [1, 4, 10, 100])
 def test_ddim_is_that_of_diffusers(prediction, spacing, clip, steps):
     head = DiffusionHead(
@@ -65,9 +65,7 @@ def test_ddim_is_that_of_diffusers(prediction, spacing, clip, steps):
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 @pytest.mark.parametrize("steps", [10, 100])
 def test_ddpm_is_that_of_diffusers(prediction, steps):
-    head = DiffusionHead(
-        Field(), prediction=prediction, n_inference_steps=steps, sampler="ddpm", spacing="leading"
-    )
+    head = DiffusionHead(Field(), prediction=prediction, n_inference_steps=steps, sampler="ddpm", spacing="leading")
     scheduler = DDPMScheduler(
         num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", prediction_type=prediction, clip_sample=True
     )

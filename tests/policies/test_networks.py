@@ -70,7 +70,8 @@ def test_unet_depends_on_everything():
     net = UNet1d(3, 8, 10, down_dims=(16, 32), time_dim=16)
     x, t, cond = torch.randn(2, 8, 3, requires_grad=True), torch.rand(2), torch.randn(2, 2, 5, requires_grad=True)
     net(x, t, net.prepare(cond))[:, 0].sum().backward()
-    assert x.grad is not None and cond.grad is not None
+    assert x.grad is not None
+    assert cond.grad is not None
     assert (x.grad.abs().sum((0, 2)) > 0).all()
     assert (cond.grad != 0).all()
     assert all(p.grad is not None for p in net.parameters())
@@ -87,8 +88,9 @@ def test_unet_horizons(film_scale):
 def test_unknown_options_name_the_nearest(state_store):
     with pytest.raises(ConfigError, match=r"Unknown option 'policy.n_inference_step'.*'n_inference_steps'"):
         make(state_store, n_inference_step=3)
-    with pytest.raises(ConfigError, match="Unknown network 'unet'.*'unet1d'"):
-        build_policy({**config("flow", "mlp"), "network": {"name": "unet"}}, state_store.task, make(state_store).normaliser)
+    with pytest.raises(ConfigError, match=r"Unknown network 'unet'.*'unet1d'"):
+        wrong = {**config("flow", "mlp"), "network": {"name": "unet"}}
+        build_policy(wrong, state_store.task, make(state_store).normaliser)
     deep = {**config("flow", "unet1d"), "network": {"name": "unet1d", "down_dims": [8] * 5}}
     with pytest.raises(ConfigError, match="network: horizon=8 must be a multiple of 16"):
         build_policy(deep, state_store.task, make(state_store).normaliser)

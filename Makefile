@@ -1,0 +1,53 @@
+# make quickstart   a point-cloud policy that opens a door, trained in front of you
+# make test         lint, types, import contract, tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# On Linux PyPI's torch brings CUDA. Without a GPU: make quickstart PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch>=2.4,<2.14
+PIP_ARGS ?=
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: quickstart test install install-dev lint types contract unit format clean
+
+quickstart: .venv/.installed
+	@if [ -e runs/quickstart/config.yaml ]; then \
+		$(BIN)/python train.py resume=runs/quickstart; \
+	else \
+		$(BIN)/python train.py experiment=quickstart; \
+	fi
+
+test: lint types contract unit
+
+install: .venv/.installed
+
+install-dev: .venv/.installed-dev
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(PIP_ARGS) "$(TORCH)"
+	$(BIN)/pip install -q -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install -q -e ".[dev]"
+	@touch $@
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-dev
+	$(BIN)/pyright
+
+contract: install-dev
+	$(BIN)/lint-imports
+
+unit: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .venv-peers build *.egg-info
