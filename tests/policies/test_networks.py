@@ -88,8 +88,8 @@ def test_unet_horizons(film_scale):
 def test_unknown_options_name_the_nearest(state_store):
     with pytest.raises(ConfigError, match=r"Unknown option 'policy.n_inference_step'.*'n_inference_steps'"):
         make(state_store, n_inference_step=3)
+    wrong = {**config("flow", "mlp"), "network": {"name": "unet"}}
     with pytest.raises(ConfigError, match=r"Unknown network 'unet'.*'unet1d'"):
-        wrong = {**config("flow", "mlp"), "network": {"name": "unet"}}
         build_policy(wrong, state_store.task, make(state_store).normaliser)
     deep = {**config("flow", "unet1d"), "network": {"name": "unet1d", "down_dims": [8] * 5}}
     with pytest.raises(ConfigError, match="network: horizon=8 must be a multiple of 16"):
