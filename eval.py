@@ -7,28 +7,33 @@ initial condition and the policy's noise belong to the episode.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before torch is imported: this may start the interpreter anew
+    from launch.memory import keep_large_tensors
+
+    keep_large_tensors()
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from configs.loader import help_text, load_config
+from configs.loader import check_at_least, help_text, load_config
 from data.errors import ConfigError
 from envs.evaluate import EpisodeResult, evaluate, summarise
 from envs.make import make_env
 from envs.video import write_video
 from envs.worker import Film
-from launch.terminal import Bar, console, run_main
+from launch.processes import join_processes
+from launch.terminal import Bar, Interrupted, console, run_main
 from policies.checkpoint import check_contract, find_checkpoint, load_policy, read_config
 from policies.policy import Policy
 
 USAGE = "python eval.py checkpoint=RUN_DIR [n_episodes=100] [seed=10000] [policy.n_inference_steps=1] [key=value ...]"
-
-
 FILM_EVERY = 4  # control steps between two pictures of a video
 
 
@@ -39,8 +44,7 @@ def evaluate_policy(
     *,
     n_envs: int = 1,
     n_videos: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
+    processes: PartialState | None = None,
     on_episode: Callable[[int], None] | None = None,
 ) -> list[EpisodeResult]:
     """Runs the episodes ``seeds``, shared out over the processes; every process returns all results, in their order.
@@ -51,9 +55,10 @@ def evaluate_policy(
         seeds: one per episode; decide its initial condition and the policy's noise.
         n_envs: parallel environments in this process.
         n_videos: record the first so many episodes.
-        rank, world_size: this process among all.
-        on_episode: called with the number of episodes this process has finished; may raise to stop.
+        processes: this one among all; by default it is the only one.
+        on_episode: called with the number of episodes this process has finished; may raise Interrupted to stop.
     """
+    rank, world_size = (processes.process_index, processes.num_processes) if processes else (0, 1)
     device = next(policy.parameters()).device
 
     def act(obs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
@@ -67,19 +72,25 @@ def evaluate_policy(
         if on_episode:
             on_episode(len(done))
 
-    results = evaluate(
-        act,
-        dict(env_args),
-        list(seeds)[rank::world_size],
-        n_envs=n_envs,
-        n_obs_steps=policy.n_obs_steps,
-        n_action_steps=policy.n_action_steps,
-        on_episode=finished,
-        video_seeds=list(seeds)[:n_videos],
-        film=Film(every=FILM_EVERY, height=240, width=240),
-    )
+    try:
+        results = evaluate(
+            act,
+            dict(env_args),
+            list(seeds)[rank::world_size],
+            n_envs=n_envs,
+            n_obs_steps=policy.n_obs_steps,
+            n_action_steps=policy.n_action_steps,
+            on_episode=finished,
+            video_seeds=list(seeds)[:n_videos],
+            film=Film(every=FILM_EVERY, height=240, width=240),
+        )
+        interrupted: list[str] = []
+    except Interrupted as e:
+        results, interrupted = [], [str(e)]
     if world_size > 1:
-        results = gather_object(results)
+        results, interrupted = gather_object(results), gather_object(interrupted)
+    if interrupted:
+        raise Interrupted(interrupted[0])
     order = {seed: i for i, seed in enumerate(seeds)}
     return sorted(results, key=lambda r: order[r.seed])
 
@@ -95,16 +106,19 @@ def save_videos(results: Sequence[EpisodeResult], folder: Path, control_hz: floa
     ]
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" -> the GPU if there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def set_options(section: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given a value."""
     return {k: v for k, v in section.items() if v is not None}
+
+
+def refuse_seen(seeds: Sequence[int], demo_seeds: Sequence[int]) -> None:
+    """Raises ConfigError when an episode of the evaluation is a demonstration."""
+    seen = set(seeds) & set(demo_seeds)
+    if seen:
+        raise ConfigError(
+            f"{len(seen)} of the evaluation's seeds ({', '.join(map(str, sorted(seen)[:3]))}"
+            f"{', ...' if len(seen) > 3 else ''}) are demonstrations it is trained on; choose another seed."
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -113,30 +127,34 @@ def main(argv: list[str]) -> int:
         print(help_text("eval", USAGE))
         return 0
     config = load_config("eval", argv)
-    if config["n_episodes"] < 1:
-        raise ConfigError(f"n_episodes={config['n_episodes']} must be at least 1.")
+    check_at_least(1, config, ["n_episodes", "n_envs"])
+    check_at_least(0, config, ["n_videos", "seed"])
     folder = find_checkpoint(config["checkpoint"])
+    processes, device = join_processes(config["device"])
     policy = load_policy(
         folder,
-        device=pick_device(config["device"]),
+        device=device,
         overrides=set_options(config["policy"]),
         n_action_steps=config["n_action_steps"],
     )
     env_args = {**policy.spec.env_args, **set_options(config["task"])}
     env = make_env(env_args)
-    check_contract(policy, env.spec, f"Task {env.spec.name}")
     env.close()
+    check_contract(policy, env.spec, f"Task {env.spec.name}")
     seeds = [config["seed"] + i for i in range(config["n_episodes"])]
-    trained_on = set(read_config(folder)["meta"].get("demo_seeds", []))
-    if trained_on & set(seeds):
-        raise ConfigError(
-            f"{len(trained_on & set(seeds))} of the evaluation seeds are demonstrations the policy was trained on; "
-            "choose another seed=."
-        )
-    with Bar(f"evaluating {env.spec.name}", len(seeds)) as bar:
+    refuse_seen(seeds, read_config(folder)["meta"].get("demo_seeds", []))
+    with Bar(f"evaluating {env.spec.name}", len(seeds), enabled=processes.is_main_process) as bar:
         results = evaluate_policy(
-            policy, env_args, seeds, n_envs=config["n_envs"], n_videos=config["n_videos"], on_episode=bar.update
+            policy,
+            env_args,
+            seeds,
+            n_envs=config["n_envs"],
+            n_videos=config["n_videos"],
+            processes=processes,
+            on_episode=lambda done: bar.update(min(len(seeds), done * processes.num_processes)),
         )
+    if not processes.is_main_process:
+        return 0
     summary = {**summarise(results), "task": env.spec.name, "checkpoint": str(config["checkpoint"])}
     out = Path(config["out"] or folder.parent / "evaluations" / f"seed{seeds[0]}-n{len(seeds)}")
     out.mkdir(parents=True, exist_ok=True)

@@ -92,6 +92,14 @@ def _check_types(values: dict[str, Any], defaults: dict[str, Any]) -> None:
             raise ConfigError(f"{key}={value} must be of type {type(default).__name__}, like its default {default}.")
 
 
+def check_at_least(minimum: int, config: dict[str, Any], names: list[str]) -> None:
+    """Raises ConfigError for an option of ``names`` ("algo.batch_size") that is smaller than ``minimum``."""
+    leaves = _leaves(config)
+    for name in names:
+        if leaves[name] < minimum:
+            raise ConfigError(f"{name}={leaves[name]} must be at least {minimum}.")
+
+
 def help_text(name: str, usage: str) -> str:
     """Groups with their choices and every option with its default and comment."""
     lines = [usage.strip(), "", "Groups (group=choice):"]

@@ -17,6 +17,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,20 @@ class Run:
         """A new folder for ``config``, locked; it counts as a run once ``begin`` has written the configuration.
 
         Raises:
-            ConfigError: when the folder already holds a run.
+            ConfigError: when the folder already holds a run, or one that starts there now.
         """
         run = cls(config["run_dir"], is_main=is_main)
         if is_main:
+            try:
+                run.path.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise ConfigError(f"run_dir={run.path} cannot be made: {e.strerror}.") from e
+            run._acquire()
             if (run.path / "config.yaml").exists():
                 raise ConfigError(
                     f"{run.path} already holds a run. Continue it with 'python train.py resume={run.path}', "
                     "or choose another run_dir."
                 )
-            run.path.mkdir(parents=True, exist_ok=True)
-            run._acquire()
         return run
 
     def begin(self, config: Mapping[str, Any]) -> None:
@@ -91,15 +95,20 @@ class Run:
             self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
 
     @classmethod
-    def resume(cls, path: Path | str, *, is_main: bool = True) -> tuple[Run, dict[str, Any]]:
-        """An existing folder and its configuration."""
+    def resume(cls, path: Path | str, *, is_main: bool = True) -> Run:
+        """An existing folder, locked. Raises ConfigError when another process trains there."""
         run = cls(path, is_main=is_main)
-        file = run.path / "config.yaml"
-        if not file.exists():
-            raise ConfigError(f"There is no run to resume at {path}: {file} does not exist.")
         if is_main:
             run._acquire()
-        return run, yaml.safe_load(file.read_text())
+        return run
+
+    @staticmethod
+    def config_of(path: Path | str) -> dict[str, Any]:
+        """The configuration of the run in folder ``path``. Raises ConfigError when there is none."""
+        file = Path(path) / "config.yaml"
+        if not file.exists():
+            raise ConfigError(f"There is no run to resume at {path}: {file} does not exist.")
+        return {**yaml.safe_load(file.read_text()), "run_dir": str(path)}
 
     def _acquire(self) -> None:
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the process ends
@@ -134,24 +143,28 @@ class Run:
             raise DataError(f"{file} cannot be read ({type(e).__name__}: {e}).") from e
 
     def open_logs(self, step: int, config: Mapping[str, Any]) -> None:
-        """Starts the logs at ``step``: later lines, written by a run that was killed before it saved, are dropped."""
+        """Starts the logs at ``step``: lines of what is about to be repeated are dropped.
+
+        That is every later line, written by a run that was killed before it saved, and evaluations at ``step`` itself.
+        """
         if not self.is_main:
             return
         file = self.path / "metrics.jsonl"
         kept = []
         for line in file.read_text().splitlines() if file.exists() else []:
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                record = json.loads(line)
             except json.JSONDecodeError:  # half a line: the process was killed while it wrote
                 continue
+            if record["step"] < step or (record["step"] == step and "success_rate" not in record):
+                kept.append(line + "\n")
         self.write_text("metrics.jsonl", "".join(kept))
         self._metrics = open(file, "a", buffering=1)  # noqa: SIM115
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=step + 1 if step else None)
         if config["log"]["wandb"]:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
 
             self._wandb = wandb.init(
                 project=config["log"]["wandb"],
@@ -178,7 +191,11 @@ class Run:
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
 
     def close(self) -> None:
-        """Flushes the logs and gives the lock back."""
+        """Flushes the logs and gives the lock back; a folder that never became a run disappears."""
+        if self._lock is not None and not (self.path / "config.yaml").exists():
+            with suppress(OSError):  # not empty: it was somebody else's folder before
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
         for thing in (self._metrics, self._writer, self._lock):
             if thing is not None:
                 thing.close()

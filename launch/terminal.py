@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import sys
 import time
@@ -12,10 +10,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from data.errors import DeftError
+from launch.processes import lost_connection, sibling_processes
 
-console = Console(stderr=True, highlight=False)
+# No markup and no wrapping: paths and option values contain brackets, and are copied from the terminal.
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class Bar:
@@ -66,10 +67,15 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a flag that the loop looks at; a second Ctrl-C stops at once."""
+    """Turns the first SIGINT or SIGTERM into a flag that the loop looks at; a second Ctrl-C stops at once.
 
-    def __init__(self) -> None:
+    Args:
+        talk: whether to say what is going on; false in all but one process.
+    """
+
+    def __init__(self, *, talk: bool = True) -> None:
         self.received: str | None = None
+        self._talk = talk
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -85,7 +91,8 @@ class StopSignal:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
-        console.print(f"{self.received}: finishing this step and saving (once more to stop at once)")
+        if self._talk:
+            console.print(f"{self.received}: finishing this step and saving (once more to stop at once)")
 
     def check(self) -> None:
         """Raises Interrupted if a signal has arrived."""
@@ -93,32 +100,30 @@ class StopSignal:
             raise Interrupted(self.received)
 
 
-def keep_large_tensors() -> None:
-    """Restarts the interpreter with glibc told to keep freed memory.
-
-    By default glibc gives large CPU tensors back to the system when they are freed and faults them in again at the next
-    step; a point-cloud training step takes twice as long that way. Only the environment can say so.
-    """
-    if not sys.platform.startswith("linux") or "MALLOC_MMAP_THRESHOLD_" in os.environ:
-        return
-    try:
-        ctypes.CDLL(None).gnu_get_libc_version  # noqa: B018 - musl has no such symbol and no such setting
-    except AttributeError:
-        return
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = str(2**32)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+def fail(message: str) -> None:
+    """One paragraph that says what went wrong."""
+    console.print(Text.assemble(("error: ", "bold red"), message))
 
 
 def run_main(main: Callable[[list[str]], int]) -> None:
-    """Runs an entry point; errors that the user can act on are one paragraph on stderr and exit status 2."""
-    keep_large_tensors()
+    """Runs an entry point; errors that the user can act on are one paragraph on stderr and exit status 2.
+
+    SIGTERM ends what it interrupts as Ctrl-C does, so that worker processes are ended too.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        status = main(sys.argv[1:])
+        with sibling_processes():
+            status = main(sys.argv[1:])
     except DeftError as e:
-        console.print(f"[bold red]error:[/] {e!s}", markup=True, soft_wrap=True)
+        fail(str(e))
         status = 2
     except (KeyboardInterrupt, Interrupted):
         console.print("interrupted")
         status = 130
+    except RuntimeError as e:
+        if not lost_connection(e):
+            raise
+        fail(f"Another process of this run has ended, so this one ends too ({str(e).splitlines()[0]}).")
+        status = 1
     sys.stdout.flush()
     sys.exit(status)
