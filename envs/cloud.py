@@ -6,6 +6,7 @@ The same three functions serve simulated rays, simulated depth images and a real
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -76,9 +77,24 @@ class Workspace:
     def keep(self, points: np.ndarray) -> np.ndarray:
         """(M,) bool for ``points`` (M, 3); NaN points are not kept."""
         inside = np.asarray(((points >= self.low) & (points <= self.high)).all(axis=1))
-        for centre, axes, half in zip(self.fixture_centre, self.fixture_axes, self.fixture_half, strict=True):
-            inside &= (np.abs((points - centre) @ axes) > half + self.margin).any(axis=1)
+        if len(self.fixture_half):
+            # All fixtures at once: a point is clear of a box if it is outside along any of the box's axes.
+            along = np.abs(points @ self._axes - self._offset) > self._reach
+            clear = np.asarray(along.reshape(len(points), len(self.fixture_half), 3).any(axis=2))
+            inside &= clear.all(axis=1)
         return inside
+
+    @cached_property
+    def _axes(self) -> np.ndarray:
+        return self.fixture_axes.transpose(1, 0, 2).reshape(3, -1)  # (3, 3F)
+
+    @cached_property
+    def _offset(self) -> np.ndarray:
+        return np.einsum("fi,fij->fj", self.fixture_centre, self.fixture_axes).reshape(-1)  # (3F,)
+
+    @cached_property
+    def _reach(self) -> np.ndarray:
+        return (self.fixture_half + self.margin).reshape(-1)
 
 
 def even_subsample(points: np.ndarray, n: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from envs.cloud import Camera, Workspace, depth_to_cloud, even_subsample
 from envs.surface import surface_balls
 
 VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], dtype=np.uint8)
-_TILE = 4  # pixels, side of the squares that one scouting ray speaks for
+_BLOCK = 2  # pixels, side of the squares in which the outlines of things are painted
+_TILE = 3  # pixels, side of the squares that one scouting ray speaks for
 _FAR = 20.0  # metres; beyond it a ray has hit nothing
 
 
@@ -106,7 +107,7 @@ class PointCloudSensor:
         n_points: int,
         workspace: Workspace,
         fixtures: np.ndarray,
-        resolution: int = 160,
+        resolution: int = 128,
     ):
         """``resolution``: pixels along a side of each camera; ``fixtures``: (G,) bool, geoms that are never wanted.
 
@@ -114,23 +115,12 @@ class PointCloudSensor:
             ConfigError: unknown camera, or one that moves.
         """
         self.model, self.data, self.n_points, self.workspace = model, data, n_points, workspace
-        self.resolution = resolution
         self.cameras = []
         for name in cameras:
             if model.body_weldid[model.cam_bodyid[camera_id(model, name)]] != 0:
                 raise ConfigError(f"Camera '{name}' moves; point clouds need static cameras.")
             self.cameras.append(scene_camera(model, data, name))
-        rows, columns = np.mgrid[:resolution, :resolution]
-        # R2 low-discrepancy dither: the pixels below a threshold q are an even fraction q of any region.
-        self._dither = ((0.7548776662466927 * columns + 0.5698402909980532 * rows) % 1.0).reshape(-1)
-        self._unit, self._footprint = [], []
-        for camera in self.cameras:
-            rays = camera.directions(resolution, resolution)
-            unit = rays / np.linalg.norm(rays, axis=1, keepdims=True)
-            self._unit.append(unit)
-            self._footprint.append(_meets_box(camera.position, unit, workspace).reshape(resolution, resolution))
-        tiles = -(-resolution // _TILE)
-        self._tile, self._n_tiles = (rows // _TILE * tiles + columns // _TILE).reshape(-1), tiles * tiles
+        self._views = [_View(camera, resolution, workspace) for camera in self.cameras]
         self._balls = surface_balls(model, visible_geoms(model) & ~fixtures)
         ids = np.array([ball[0] for ball in self._balls], dtype=np.int64)
         self._bounds = ids, model.geom_aabb[ids, :3], model.geom_aabb[ids, 3:]
@@ -147,28 +137,28 @@ class PointCloudSensor:
 
     def hits(self) -> np.ndarray:
         """(M, 3) metres, world: hits inside the workspace, all cameras together; M is about ``n_points``."""
-        pixels = self.useful_pixels()
-        wanted = 1.05 * self.n_points
-        scout = 0.6 * wanted / max(sum(len(p) for p in pixels), 1)
-        values = [self._dither[p] for p in pixels]
-        now = [p[v < scout] for p, v in zip(pixels, values, strict=True)]
+        useful = self.useful_rays()
+        scout = 0.6 * self.n_points / max(sum(len(r) for r in useful), 1)
+        values = [view.dither[r] for view, r in zip(self._views, useful, strict=True)]
+        now = [r[v < scout] for r, v in zip(useful, values, strict=True)]
         found, kept = self._cast(now)
-        # Around a pixel that saw nothing wanted (another arm link in front, bare table) no more rays are spent.
+        # Around a ray that saw nothing wanted (another arm link in front, bare table) no more rays are spent.
         rest = []
-        for pixel, value, tried, good in zip(pixels, values, now, kept, strict=True):
-            tile = np.ones(self._n_tiles, bool)
-            tile[self._tile[tried]] = False
-            tile[self._tile[tried[good]]] = True
-            rest.append(pixel[(value >= scout) & tile[self._tile[pixel]]])
-        missing, spare = wanted - len(found), sum(len(p) for p in rest)
+        for view, ray, value, tried, good in zip(self._views, useful, values, now, kept, strict=True):
+            tile = np.ones(view.n_tiles, bool)
+            tile[view.tile[tried]] = False
+            tile[view.tile[tried[good]]] = True
+            rest.append(ray[(value >= scout) & tile[view.tile[ray]]])
+        missing, spare = self.n_points - len(found), sum(len(r) for r in rest)
         if missing <= 0 or spare == 0:
             return found
         # Three of four such rays are expected to hit; the dither of what is left lies in [scout, 1).
         limit = scout + (1.0 - scout) * min(1.0, missing / (0.75 * spare))
-        return np.concatenate([found, self._cast([p[self._dither[p] < limit] for p in rest])[0]])
+        chosen = [r[view.dither[r] < limit] for view, r in zip(self._views, rest, strict=True)]
+        return np.concatenate([found, self._cast(chosen)[0]])
 
-    def useful_pixels(self) -> list[np.ndarray]:
-        """For each camera, the flat indices of the pixels whose ray could hit a wanted surface in the workspace."""
+    def useful_rays(self) -> list[np.ndarray]:
+        """For each camera, which of its view's rays could hit a wanted surface in the workspace."""
         low, high = self.workspace.low, self.workspace.high
         ids, middle, bound = self._bounds
         axes = self.data.geom_xmat.reshape(-1, 3, 3)
@@ -177,47 +167,70 @@ class PointCloudSensor:
         bound = np.einsum("gij,gj->gi", np.abs(turn), bound)
         reaching = np.flatnonzero(((middle + bound > low) & (middle - bound < high)).all(axis=1)).tolist()
         if not reaching:
-            return [np.zeros(0, np.int64) for _ in self.cameras]
+            return [np.zeros(0, np.int64) for _ in self._views]
         centre = np.concatenate([self._balls[i][1] @ turn[i].T + position[i] for i in reaching])
         radius = np.concatenate([self._balls[i][2] for i in reaching])
         gap = np.maximum(low - centre, centre - high).max(axis=1)
         near = gap <= radius
         centre, radius = centre[near], radius[near]
-        return [
-            np.flatnonzero(_cover(camera, centre, radius, self.resolution) & footprint)
-            for camera, footprint in zip(self.cameras, self._footprint, strict=True)
-        ]
+        return [view.covered(centre, radius) for view in self._views]
 
-    def _cast(self, pixels: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Cast these pixels' rays: hits in the workspace (M, 3) of all cameras; per camera, which pixels gave them."""
+    def _cast(self, rays: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Cast these rays: hits in the workspace (M, 3) of all cameras; and per camera, which rays gave them."""
         clouds, geoms = [], []
-        for camera, unit, pixel in zip(self.cameras, self._unit, pixels, strict=True):
-            rays = unit[pixel]
-            distance, geom = cast(self.model, self.data, camera.position, rays)
-            clouds.append(camera.position + distance[:, None] * rays)
+        for view, ray in zip(self._views, rays, strict=True):
+            unit = view.unit[ray]
+            distance, geom = cast(self.model, self.data, view.camera.position, unit)
+            clouds.append(view.camera.position + distance[:, None] * unit)
             geoms.append(geom)
         points = np.concatenate(clouds)
         kept = (np.concatenate(geoms) >= 0) & self.workspace.keep(points)
         return points[kept], np.split(kept, np.cumsum([len(g) for g in geoms])[:-1])
 
 
-def _cover(camera: Camera, centre: np.ndarray, radius: np.ndarray, size: int) -> np.ndarray:
-    """(size, size) bool: the pixels that the images of these balls (S) may touch."""
-    pixel, depth = camera.project(centre, size, size)
-    # The image of a ball is an ellipse; its half axis is below focal * r / (depth - r) times the ray's slant.
-    slant = np.sqrt(1.0 + ((pixel - 0.5 * size) ** 2).sum(axis=1) / camera.focal(size) ** 2)
-    reach = (camera.focal(size) * slant * radius / np.maximum(depth - radius, 1e-3))[:, None]
-    low = np.floor(pixel - reach).astype(int).clip(0, size)
-    high = np.ceil(pixel + reach).astype(int).clip(0, size)
-    # Paint the S rectangles at once: +1 and -1 at their corners, then sum up.
-    side = size + 1
-    (c0, r0), (c1, r1) = low.T, high.T
-    begin = np.bincount(np.concatenate([r0 * side + c0, r1 * side + c1]), minlength=side * side)
-    end = np.bincount(np.concatenate([r0 * side + c1, r1 * side + c0]), minlength=side * side)
-    mask = (begin - end).reshape(side, side).cumsum(axis=0).cumsum(axis=1)[:size, :size] > 0
-    if (depth < radius + 1e-3).any():  # a ball around or behind the camera has no bounded image
-        mask[:] = True
-    return mask
+class _View:
+    """The rays of one camera that pass through the workspace, in an order that keeps neighbours together.
+
+    Attributes:
+        pixel: (R,) flat pixel index; unit: (R, 3); dither: (R,) in [0, 1), the rays below q are an even fraction q of
+            any region; tile: (R,) square of ``_TILE`` pixels, one of ``n_tiles``.
+    """
+
+    def __init__(self, camera: Camera, resolution: int, workspace: Workspace):
+        self.camera, self._resolution = camera, resolution
+        rays = camera.directions(resolution, resolution)
+        rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+        rows, columns = np.divmod(np.flatnonzero(_meets_box(camera.position, rays, workspace)), resolution)
+        # Rays next to each other meet the same triangles, which are then still in the cache.
+        order = np.lexsort((columns, rows, columns // 8, rows // 8))
+        rows, columns = rows[order], columns[order]
+        self.pixel = rows * resolution + columns
+        self.unit = rays[self.pixel]
+        self.dither = (0.7548776662466927 * columns + 0.5698402909980532 * rows) % 1.0  # R2, low discrepancy
+        tiles = -(-resolution // _TILE)
+        self.tile, self.n_tiles = rows // _TILE * tiles + columns // _TILE, tiles * tiles
+        self._side = -(-resolution // _BLOCK) + 1
+        self._block = rows // _BLOCK * self._side + columns // _BLOCK
+
+    def covered(self, centre: np.ndarray, radius: np.ndarray) -> np.ndarray:
+        """The rays that may touch one of these balls (S), a few too many."""
+        pixel, depth = self.camera.project(centre, self._resolution, self._resolution)
+        if (depth < radius + 1e-3).any():  # a ball around or behind the camera has no bounded image
+            return np.arange(len(self.pixel))
+        # The image of a ball is an ellipse; its half axis is below focal * r / (depth - r) times the ray's slant.
+        focal, middle = self.camera.focal(self._resolution), 0.5 * self._resolution
+        offset = pixel - middle
+        slant = np.sqrt(1.0 + (offset[:, 0] ** 2 + offset[:, 1] ** 2) / focal**2)
+        reach = (focal * slant * radius / (depth - radius))[:, None]
+        # Paint the S rectangles at once, by blocks of pixels: +1 and -1 at their corners, then sum up.
+        side = self._side
+        low = ((pixel - reach) / _BLOCK).clip(0, side - 1).astype(np.int64)
+        high = ((pixel + reach) / _BLOCK + 1).clip(0, side - 1).astype(np.int64)
+        (c0, r0), (c1, r1) = low.T, high.T
+        begin = np.bincount(np.concatenate([r0 * side + c0, r1 * side + c1]), minlength=side * side)
+        end = np.bincount(np.concatenate([r0 * side + c1, r1 * side + c0]), minlength=side * side)
+        mask = (begin - end).reshape(side, side).cumsum(axis=0).cumsum(axis=1) > 0
+        return np.flatnonzero(mask.reshape(-1)[self._block])
 
 
 def _meets_box(origin: np.ndarray, unit: np.ndarray, box: Workspace) -> np.ndarray:

@@ -27,16 +27,16 @@ def rebuild_mesh_trees(model: mujoco.MjModel, meshes: list[int]) -> None:
     low = np.concatenate([c.min(axis=1) for c in corners])
     high = np.concatenate([c.max(axis=1) for c in corners])
     children, boxes, leaf, depth, root = _build_forest(low, high, counts)
+    place = _preorder(children, depth)
     first_face = np.cumsum(counts) - counts
     for k, mesh in enumerate(meshes):
         nodes = np.flatnonzero(root == k)
         if len(nodes) != model.mesh_bvhnum[mesh] or depth[nodes].max() > _MAX_DEPTH:
             continue  # MuJoCo has left triangles out of its tree, or ours is lopsided: keep the old tree
-        local = np.full(len(root), -1)
-        local[nodes] = np.arange(len(nodes))  # nodes are numbered level by level, so a root comes first
+        nodes = nodes[np.argsort(place[nodes])]
         where = slice(model.mesh_bvhadr[mesh], model.mesh_bvhadr[mesh] + len(nodes))
         inner = leaf[nodes] < 0
-        model.bvh_child[where] = np.where(inner[:, None], local[children[nodes]], -1)
+        model.bvh_child[where] = np.where(inner[:, None], place[children[nodes]], -1)
         model.bvh_aabb[where] = boxes[nodes]
         model.bvh_nodeid[where] = np.where(inner, -1, leaf[nodes] - first_face[k])
         model.bvh_depth[where] = depth[nodes]
@@ -80,6 +80,23 @@ def _build_forest(low: np.ndarray, high: np.ndarray, counts: np.ndarray) -> tupl
             order, left = _split_level(low, high, centre, order, size)
             size = np.stack([left, size - left], axis=1).reshape(-1)
     return tuple(np.concatenate(parts) for parts in zip(*out, strict=True))
+
+
+def _preorder(children: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Each node's place in its own tree, parents before children, subtrees in one piece: kind to the cache."""
+    levels = np.split(np.arange(len(depth)), np.flatnonzero(np.diff(depth)) + 1)
+    inner = children[:, 0] >= 0
+    size = np.ones(len(depth), np.int64)
+    for level in reversed(levels):
+        parents = level[inner[level]]
+        size[parents] += size[children[parents]].sum(axis=1)
+    place = np.zeros(len(depth), np.int64)
+    for level in levels:
+        parents = level[inner[level]]
+        first, second = children[parents].T
+        place[first] = place[parents] + 1
+        place[second] = place[first] + size[first]
+    return place
 
 
 def _split_level(

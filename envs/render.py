@@ -21,7 +21,7 @@ import numpy as np
 
 from data.errors import ConfigError, nearest
 from envs.raycast import camera_id, scene_camera
-from envs.shade import shaded_image
+from envs.shade import geom_colours, shaded_image
 
 BACKENDS = ("egl", "osmesa", "raycast")
 VARIABLE = "DEFT_RENDER"
@@ -146,13 +146,16 @@ class SceneRenderer:
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData):
         self._model, self._data = model, data
         self._gl: dict[tuple[int, int], GLRenderer] = {}
+        self._colours: np.ndarray | None = None
 
     def render(self, camera: str, height: int, width: int, markers: bool = False) -> np.ndarray:
         """(height, width, 3) uint8 from the named camera; ``markers`` draws sites such as the goal."""
         name = backend()
         if name == "raycast":
             view = scene_camera(self._model, self._data, camera)
-            return shaded_image(self._model, self._data, view, height, width, markers)
+            if self._colours is None:
+                self._colours = geom_colours(self._model)
+            return shaded_image(self._model, self._data, view, height, width, markers, self._colours)
         if (height, width) not in self._gl:
             self._gl[height, width] = GLRenderer(self._model, self._data, height, width, name)
         return self._gl[height, width].render(camera, markers)

@@ -17,18 +17,25 @@ _DEFAULT_GREY = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
 
 
 def shaded_image(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: Camera, height: int, width: int, markers: bool = False
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    camera: Camera,
+    height: int,
+    width: int,
+    markers: bool = False,
+    colours: np.ndarray | None = None,
 ) -> np.ndarray:
     """(height, width, 3) uint8: geom colours, soft light from above with shadows, smoothed edges.
 
-    ``markers`` draws spherical sites (the goal).
+    ``markers`` draws spherical sites (the goal). ``colours``: ``geom_colours(model)``, if it is at hand.
     """
+    colours = geom_colours(model) if colours is None else colours
     depth, geom = depth_image(model, data, camera, height, width)
     hit = geom >= 0
     rays = camera.directions(height, width).reshape(height, width, 3)
     points = camera.position + depth[..., None] * rays
     normals = _normals(points, rays)
-    colour = np.where(hit[..., None], geom_colours(model)[geom], _BACKGROUND)
+    colour = np.where(hit[..., None], colours[geom], _BACKGROUND)
     to_sun = _SUN - points
     to_sun /= np.linalg.norm(to_sun, axis=-1, keepdims=True)
     to_eye = -rays / np.linalg.norm(rays, axis=-1, keepdims=True)
@@ -117,12 +124,16 @@ def _draw_markers(
     """Spherical sites of the visible groups, hidden where a geom is in front; writes into ``picture``."""
     height, width = depth.shape
     spheres = (model.site_group < 3) & (model.site_rgba[:, 3] > 0) & (model.site_type == mujoco.mjtGeom.mjGEOM_SPHERE)
-    rows, columns = np.mgrid[:height, :width]
     for s in np.flatnonzero(spheres):
         pixel, distance = camera.project(data.site_xpos[s][None], height, width)
         (x, y), z = pixel[0], float(distance[0])
         radius = model.site_size[s, 0] * camera.focal(height) / max(z, 1e-6)
+        patch = tuple(
+            slice(max(0, int(middle - radius)), max(0, int(middle + radius) + 2)) for middle in (float(y), float(x))
+        )
+        rows, columns = np.mgrid[:height, :width][(slice(None), *patch)]
         r2 = ((columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2) / radius**2
-        seen = (r2 < 1) & (z > 0.05) & ((depth == 0) | (depth > z - model.site_size[s, 0]))
+        behind = (depth[patch] == 0) | (depth[patch] > z - model.site_size[s, 0])
+        seen = (r2 < 1) & (z > 0.05) & behind
         bulge = np.sqrt(np.clip(1 - r2, 0, 1))[..., None]
-        picture[seen] = (model.site_rgba[s, :3] * (0.45 + 0.55 * bulge))[seen]
+        picture[patch][seen] = (model.site_rgba[s, :3] * (0.45 + 0.55 * bulge))[seen]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-CELL = 0.025  # metres; one ball per cell of this size that a surface passes through
+CELL = 0.035  # metres; one ball per cell of this size that a surface passes through
 _SPACING = 0.008  # metres between samples of a triangle
 _PAD = _SPACING / np.sqrt(3)  # no point of a triangle is further from its samples
 
