@@ -49,7 +49,7 @@ class ChunkPolicy(Policy):
     def encode(self, obs: Obs, rng: BatchRng | None = None) -> Float[Tensor, "b l c"]:
         """Tokens of observations in environment units; ``rng`` drives the augmentation in training."""
         normalised = {key: self.normaliser.normalise(key, obs[key]) for key in self.spec.obs}
-        return self.encoder(normalised, rng)
+        return self.encoder({**normalised, **self.encoder.relative(obs, self.normaliser.normalise)}, rng)
 
     def loss(self, batch: ChunkBatch, rng: BatchRng | None = None) -> tuple[Float[Tensor, ""], Metrics]:
         """The head's objective on the normalised chunk."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class StateEncoder(nn.Module):
     def __init__(self, in_dim: int, *, hidden: list[int] | tuple[int, ...] = ()):
         super().__init__()
         layers: list[nn.Module] = []
-        for a, b in zip([in_dim, *hidden[:-1]], hidden, strict=True):
+        for a, b in pairwise([in_dim, *hidden]):
             layers += [nn.Linear(a, b), nn.ReLU()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.out_dim = hidden[-1] if hidden else in_dim
@@ -43,14 +44,16 @@ def make_encoder(key: str, field: FieldSpec, options: Mapping[str, Mapping[str, 
     Args:
         key: for messages.
         field: its shape and kind.
-        options: keyword arguments per kind, e.g. {"pointcloud": {"out_dim": 64}}.
+        options: keyword arguments per kind, e.g. {"pointcloud": {"out_dim": 64}}; a point cloud's ``relative_to`` is
+            the ObsEncoder's and counts here as three more channels.
     """
     kwargs = dict(options.get(field.kind, {}))
     try:
         if field.kind == "state":
             return StateEncoder(field.shape[-1], **kwargs)
         if field.kind == "pointcloud":
-            return PointCloudEncoder(field.shape[-1], **kwargs)
+            relative = kwargs.pop("relative_to", None) is not None
+            return PointCloudEncoder(field.shape[-1] + 3 * relative, **kwargs)
         if field.kind in ("rgb", "depth"):
             encoder = ImageEncoder(3 if field.kind == "rgb" else 1, **kwargs)
             if min(field.shape[:2]) * encoder.crop_ratio <= 32:  # the spatial softmax of one cell is a constant
@@ -66,13 +69,41 @@ class ObsEncoder(nn.Module):
 
     Args:
         fields: the task's observations.
-        options: see ``make_encoder``.
+        options: see ``make_encoder``; ``pointcloud.relative_to`` see ``relative``.
     """
 
     def __init__(self, fields: Mapping[str, FieldSpec], options: Mapping[str, Mapping[str, Any]] | None = None):
         super().__init__()
-        self.encoders = nn.ModuleDict({k: make_encoder(k, f, options or {}) for k, f in fields.items()})
+        options = options or {}
+        self.encoders = nn.ModuleDict({k: make_encoder(k, f, options) for k, f in fields.items()})
         self.out_dim = sum(int(e.out_dim) for e in self.encoders.values())  # type: ignore[arg-type]
+        self.clouds = [k for k, f in fields.items() if f.kind == "pointcloud"]
+        self.relative_to: str | None = options.get("pointcloud", {}).get("relative_to") if self.clouds else None
+        if self.relative_to is not None and fields.get(self.relative_to, FieldSpec((0,), "", "state")).shape[0] < 3:
+            raise ConfigError(
+                f"encoder.pointcloud.relative_to='{self.relative_to}' must be an observation that starts with a "
+                f"position (x, y, z); there are {sorted(fields)}. null turns it off."
+            )
+
+    def relative(self, obs: Mapping[str, Tensor], normalise: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+        """Normalised clouds (B, To, P, C) with three more channels: the offset of each point from the gripper.
+
+        Where the hand has to go depends on where things are from the hand; ten demonstrations are too few to learn
+        that difference from absolute positions. DP3 leaves it to the network (``relative_to: null``).
+
+        Args:
+            obs: environment units; ``obs[relative_to][..., :3]`` is the gripper's position in the clouds' frame.
+            normalise: (key, x) -> x in that key's normalised units.
+        """
+        if self.relative_to is None:
+            return {}
+        out = {}
+        for key in self.clouds:
+            points, gripper = normalise(key, obs[key]), obs[self.relative_to][..., None, :3]
+            if points.shape[-1] > 3:  # colours have no origin
+                gripper = torch.cat([gripper, obs[key][..., :1, 3:]], -1)
+            out[key] = torch.cat([points, points[..., :3] - normalise(key, gripper)[..., :3]], -1)
+        return out
 
     def forward(self, obs: Mapping[str, Tensor], rng: BatchRng | None = None) -> Float[Tensor, "b to c"]:
         """``rng`` drives the augmentation of images in training."""

@@ -16,7 +16,7 @@ FIELDS = {
     "rgb": FieldSpec((64, 64, 3), "uint8", "rgb"),
     "depth": FieldSpec((64, 64), "float32", "depth"),
 }
-OBS = [("state",), ("pointcloud", "state"), ("rgb", "state"), ("depth",), ("rgb", "pointcloud")]
+OBS = [("state",), ("pointcloud", "state"), ("rgb", "state"), ("depth",), ("rgb", "pointcloud", "state")]
 POLICIES = {
     "diffusion-epsilon": {"name": "diffusion", "prediction": "epsilon", "n_inference_steps": 5},
     "diffusion-sample": {"name": "diffusion", "prediction": "sample", "n_inference_steps": 5},
@@ -29,7 +29,7 @@ NETWORKS = {
 }
 ENCODER = {
     "state": {"hidden": [32]},
-    "pointcloud": {"hidden": [16, 32], "out_dim": 16},
+    "pointcloud": {"hidden": [16, 32], "out_dim": 16, "relative_to": "state"},
     "rgb": {"width": 8, "n_keypoints": 4, "out_dim": 16},
     "depth": {"width": 8, "n_keypoints": 4, "out_dim": 16},
 }

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from data.errors import ConfigError
 from policies.build import build_policy, construct, lookup
 from policies.encoders.image import SpatialSoftmax, crop
+from policies.encoders.obs import ObsEncoder
 from policies.encoders.pointcloud import PointCloudEncoder
 from policies.networks.unet1d import UNet1d
-from tests.policies.conftest import config, make
+from tests.policies.conftest import config, make, make_batch, make_store
 
 
 def test_critical_points_change_neither_features_nor_gradients():
@@ -98,3 +99,16 @@ def test_unknown_options_name_the_nearest(state_store):
         lookup({"flow": 1}, "glow", "head")
     with pytest.raises(ConfigError, match="thing"):
         construct(UNet1d, {"down_dims": (8,)}, "thing", action_dim=1)
+
+
+def test_offsets_from_the_gripper_are_in_the_cloud_s_units(tmp_path):
+    store = make_store(tmp_path / "d.zarr", ("pointcloud", "state"))
+    policy = make(store)
+    obs = make_batch(store, 3).obs
+    seen = policy.encoder.relative(obs, policy.normaliser.normalise)["pointcloud"]
+    scale = policy.normaliser.statistic("pointcloud", "scale")
+    offset = (obs["pointcloud"] - obs["state"][:, :, None, :3]) / scale
+    torch.testing.assert_close(seen[..., 3:], offset)
+    torch.testing.assert_close(seen[..., :3], policy.normaliser.normalise("pointcloud", obs["pointcloud"]))
+    with pytest.raises(ConfigError, match="relative_to='gripper' must be an observation"):
+        ObsEncoder(policy.spec.obs, {"pointcloud": {"relative_to": "gripper"}})
