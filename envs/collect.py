@@ -45,7 +45,7 @@ def collect_demos(
     """
     # The expert must be able to go on after its first success.
     running = {**env_args, "terminate_on_success": False}
-    store = _open(env_args, path, first_seed)
+    store = _open(env_args, path, n_demos, first_seed)
     if store.n_episodes >= n_demos:
         return store
     seeds = store.episode_meta("seed") if store.n_episodes else []
@@ -79,7 +79,7 @@ def collect_demos(
     return store
 
 
-def _open(env_args: dict[str, Any], path: str | Path, first_seed: int) -> EpisodeStore:
+def _open(env_args: dict[str, Any], path: str | Path, n_demos: int, first_seed: int) -> EpisodeStore:
     """The store at ``path``, new or fitting; building the environment here also shows its errors here."""
     env = make_env(env_args)
     task = env.spec
@@ -97,6 +97,11 @@ def _open(env_args: dict[str, Any], path: str | Path, first_seed: int) -> Episod
     if store.attrs.get("first_seed", first_seed) != first_seed:
         raise DataError(
             f"{path} was collected from seed {store.attrs['first_seed']}, not {first_seed}. Choose another path."
+        )
+    if store.n_episodes < n_demos and store.task.versions != task.versions:
+        raise DataError(
+            f"{path} was collected with {store.task.versions}; here is {task.versions}. Its {store.n_episodes} "
+            "episodes can be used, but not extended. Choose another path."
         )
     return store
 

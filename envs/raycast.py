@@ -17,7 +17,7 @@ from envs.surface import surface_balls
 
 VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], dtype=np.uint8)
 _BLOCK = 2  # pixels, side of the squares in which the outlines of things are painted
-_TILE = 3  # pixels, side of the squares that one scouting ray speaks for
+_TILE = 4  # pixels, side of the squares that one scouting ray speaks for
 _FAR = 20.0  # metres; beyond it a ray has hit nothing
 
 
@@ -107,7 +107,7 @@ class PointCloudSensor:
         n_points: int,
         workspace: Workspace,
         fixtures: np.ndarray,
-        resolution: int = 128,
+        resolution: int = 160,
     ):
         """``resolution``: pixels along a side of each camera; ``fixtures``: (G,) bool, geoms that are never wanted.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+import envs.collect
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
 from envs.collect import collect_demos, demo_seed, replay
@@ -87,6 +90,23 @@ def test_another_environment_or_seed_is_refused(tmp_path):
         collect_demos({**TOY, "radius": 0.2}, tmp_path / "demos", 2, SEED, n_workers=0)
     with pytest.raises(DataError, match="collected from seed"):
         collect_demos(TOY, tmp_path / "demos", 2, SEED + 1, n_workers=0)
+
+
+def test_a_store_of_another_simulator_version_is_not_extended(tmp_path, monkeypatch):
+    path = tmp_path / "demos"
+    with monkeypatch.context() as other:
+        make = envs.collect.make_env
+
+        def older(env_args):
+            env = make(env_args)
+            env.spec = dataclasses.replace(env.spec, versions={"toy": "0.1"})
+            return env
+
+        other.setattr(envs.collect, "make_env", older)
+        collect_demos(TOY, path, 2, SEED, n_workers=0)
+    assert collect_demos(TOY, path, 2, SEED, n_workers=0).n_episodes == 2
+    with pytest.raises(DataError, match="not extended"):
+        collect_demos(TOY, path, 3, SEED, n_workers=0)
 
 
 def test_a_hopeless_expert_is_given_up(tmp_path):

@@ -113,7 +113,7 @@ def test_no_ray_that_matters_is_left_out(task):
     sensor = env.sensor
     for view, considered in zip(sensor._views, sensor.useful_rays(), strict=True):
         camera = view.camera
-        rays = camera.directions(128, 128)
+        rays = camera.directions(160, 160)
         unit = rays / np.linalg.norm(rays, axis=1, keepdims=True)
         distance, geom = cast(env.model, env.data, camera.position, unit)
         wanted = (geom >= 0) & sensor.workspace.keep(camera.position + distance[:, None] * unit)
