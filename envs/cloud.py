@@ -109,6 +109,8 @@ def even_subsample(points: np.ndarray, n: int) -> np.ndarray:
         return np.zeros((n, points.shape[1]), np.float32)
     if m <= n:
         return points[np.resize(np.arange(m), n)].astype(np.float32)
+    if m < 1.1 * n:  # hardly any choice: drop some evenly along the list
+        return points[(np.arange(n) * m) // n].astype(np.float32)
     first = _one_per_voxel(points[:, :3] - points[:, :3].min(axis=0), n)
     if len(first) < n:  # coincident points: no voxel size separates them
         first = np.concatenate([first, np.setdiff1d(np.arange(m), first)[: n - len(first)]])

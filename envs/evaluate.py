@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data.errors import ConfigError, ContractError
-from envs.pool import EnvPool
+from envs.pool import EnvPool, settle_renderer
 from envs.worker import ChunkInfo, Film
 
 Act = Callable[[dict[str, Tensor], torch.Generator], Tensor]
@@ -85,6 +85,8 @@ def evaluate(
     waiting = deque(range(len(results)))
     running: dict[int, tuple[EpisodeResult, torch.Generator]] = {}
     n_envs = min(n_envs, len(results))
+    if video_seeds and not in_process:
+        settle_renderer()
     with EnvPool(env_args, n_envs=n_envs, n_obs_steps=n_obs_steps, n_workers=n_workers, in_process=in_process) as pool:
 
         def begin(env: int) -> None:

@@ -170,6 +170,8 @@ class EnvPool:
                 self._place[env] = (worker, slot, *slot_views(worker.buffer, slot, self.spec, n_obs_steps))
 
     def _start(self, env_args: dict[str, Any], n_workers: int, gamma: float) -> TaskSpec:
+        if any(str(key).startswith("rgb") for key in env_args.get("obs", ())):
+            settle_renderer()
         workers: list[_Process] = []
         self._workers = workers
         try:
@@ -230,6 +232,13 @@ class EnvPool:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
             self.close()
+
+
+def settle_renderer() -> None:
+    """Find out once which renderer works, so that the workers need not each try."""
+    from envs.render import backend
+
+    backend()
 
 
 def stack_windows(windows: list[Windows]) -> dict[str, np.ndarray]:

@@ -152,8 +152,9 @@ class PointCloudSensor:
         missing, spare = self.n_points - len(found), sum(len(r) for r in rest)
         if missing <= 0 or spare == 0:
             return found
-        # Three of four such rays are expected to hit; the dither of what is left lies in [scout, 1).
-        limit = scout + (1.0 - scout) * min(1.0, missing / (0.75 * spare))
+        # Three of four such rays are expected to hit, but time is bounded. Their dither values lie in [scout, 1).
+        more = min(missing / 0.75, 1.5 * self.n_points - sum(len(r) for r in now))
+        limit = scout + (1.0 - scout) * min(1.0, more / spare)
         chosen = [r[view.dither[r] < limit] for view, r in zip(self._views, rest, strict=True)]
         return np.concatenate([found, self._cast(chosen)[0]])
 
