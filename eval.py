@@ -127,7 +127,7 @@ def main(argv: list[str]) -> int:
         print(help_text("eval", USAGE))
         return 0
     config = load_config("eval", argv)
-    check_at_least(1, config, ["n_episodes", "n_envs"])
+    check_at_least(1, config, ["n_episodes", "n_envs", "n_action_steps", "policy.n_inference_steps"])
     check_at_least(0, config, ["n_videos", "seed"])
     folder = find_checkpoint(config["checkpoint"])
     processes, device = join_processes(config["device"])

@@ -202,9 +202,10 @@ class Session:
                 )
 
     def log(self, rate: float) -> float:
-        """One line of metrics; returns the loss."""
+        """One line of metrics, averaged over the processes; returns the loss."""
         self.check_finite()
-        numbers = {k: float(v) for k, v in self.metrics.items()}
+        averaged = self.accelerator.reduce({k: v.float() for k, v in self.metrics.items()}, "mean")
+        numbers = {k: float(v) for k, v in cast(dict[str, torch.Tensor], averaged).items()}
         self.run.log(self.step, {**numbers, "samples_per_s": round(rate, 1), "epoch": round(self.sampler.epoch, 3)})
         return numbers["loss"]
 
@@ -247,6 +248,7 @@ def read_config(argv: list[str]) -> tuple[dict[str, Any], bool]:
     check_at_least(1, config, ["n_obs_steps", "horizon", "n_action_steps", "log.every", "data.n_demos"])
     check_at_least(1, config, [f"algo.{name}" for name in ("train_steps", "batch_size", "save_every")])
     check_at_least(1, config, [f"eval.{name}" for name in ("n_episodes", "every_n_episodes", "n_envs")])
+    check_at_least(1, config, ["policy.n_inference_steps", "policy.noise_per_obs"])
     check_at_least(0, config, ["seed", "data.n_workers", "eval.seed", "eval.every", "eval.n_videos"])
     if config["precision"] not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"precision is auto, fp32 or bf16, not '{config['precision']}'.")

@@ -93,11 +93,12 @@ def _check_types(values: dict[str, Any], defaults: dict[str, Any]) -> None:
 
 
 def check_at_least(minimum: int, config: dict[str, Any], names: list[str]) -> None:
-    """Raises ConfigError for an option of ``names`` ("algo.batch_size") that is smaller than ``minimum``."""
+    """Raises ConfigError for an option of ``names`` ("algo.batch_size") that is no whole number >= ``minimum``, or null."""
     leaves = _leaves(config)
     for name in names:
-        if leaves[name] < minimum:
-            raise ConfigError(f"{name}={leaves[name]} must be at least {minimum}.")
+        value = leaves[name]
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < minimum):
+            raise ConfigError(f"{name}={value} must be a whole number, at least {minimum}.")
 
 
 def help_text(name: str, usage: str) -> str:

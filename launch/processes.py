@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -60,28 +59,19 @@ def sibling_processes() -> Iterator[None]:
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             siblings.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env={**os.environ, **place}))
         yield
-    except BaseException:  # they would wait for this process
         for sibling in siblings:
-            sibling.terminate()
-        raise
+            sibling.wait()
     finally:
-        for sibling in siblings:
-            _end(sibling)
+        for sibling in siblings:  # that are left after an error wait for this process, deaf to gentler signals
+            with suppress(subprocess.TimeoutExpired):
+                sibling.wait(timeout=2)
+            sibling.kill()
+            sibling.wait()
 
 
 def lost_connection(error: RuntimeError) -> bool:
     """Whether ``error`` only says that another process of the group is gone, which has told the reason itself."""
     return isinstance(error, torch.distributed.DistError) or "by peer" in str(error)
-
-
-def _end(process: subprocess.Popen) -> None:
-    """Waits for a process that is about to end by itself; helps it when it does not."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-            return
-        process.send_signal(number)
-    process.wait()
 
 
 def _missing_processes() -> tuple[int, int | None]:

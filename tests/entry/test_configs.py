@@ -1,0 +1,142 @@
+"""Composition, types, precision, and what runs end with; every experiment runs for two steps."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from configs.loader import CONFIG_DIR, groups, load_config
+from data.errors import ConfigError
+from launch import terminal
+from launch.plots import learning_curve
+from policies import precision
+from tests.entry.commands import EVAL_KEYS
+
+CHOICES = [(group, name) for group, names in groups().items() for name in names]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=str)
+def test_every_choice_composes(group, name):
+    config = load_config("train", [f"{group}={name}"])
+    assert config["algo"]["batch_size"] >= 1
+    if group not in ("experiment", "encoder"):
+        assert config[group]["name" if group != "task" else "suite"] == name
+
+
+def test_defaults_follow_the_observation():
+    config = load_config("train", ["obs=rgb", "policy=diffusion", "network=mlp"])
+    assert config["policy"]["noise_per_obs"] == config["obs"]["noise_per_obs"] > 1
+    assert config["algo"]["batch_size"] == config["obs"]["batch_size"]
+    assert config["run_dir"].endswith("-rgb-diffusion-s0")
+    assert load_config("train", ["obs=rgb", "policy.noise_per_obs=2"])["policy"]["noise_per_obs"] == 2
+
+
+@pytest.mark.parametrize("name", groups()["experiment"])
+@pytest.mark.xdist_group("entry-metaworld")
+def test_experiment_runs(server, root, tmp_path, name):
+    """Two steps of it, with its own observation, policy, network and task."""
+    tiny = "data.n_demos=2 algo.train_steps=2 algo.batch_size=4 algo.save_every=1 eval.n_episodes=1 eval.n_videos=0"
+    run = tmp_path / "run"
+    argv = [f"experiment={name}", *tiny.split(), "eval.every=0", "device=cpu", "precision=fp32"]
+    done = server.train(*argv, f"data.root={root}", f"run_dir={run}")
+    assert set(done.summary) >= EVAL_KEYS
+    assert done.summary["step"] == 2
+
+
+def test_experiments_hold_differences_only():
+    for file in (CONFIG_DIR / "experiment").glob("*.yaml"):
+        assert len(file.read_text().splitlines()) <= 25, f"{file} repeats more than it changes"
+
+
+@pytest.mark.parametrize(
+    ("override", "fits"),
+    [
+        ("algo.lr=1", True),  # an int where a float stands
+        ("algo.lr=true", False),
+        ("algo.train_steps=1e3", False),
+        ("algo.train_steps=true", False),
+        ("compile=1", False),
+        ("compile=true", True),
+        ("algo.betas=0.9", False),
+        ("algo.betas=[0.9,0.95]", True),
+        ("task.goal=yes", False),
+        ("task.cameras=corner", False),
+        ("task.cameras=[corner]", True),
+        ("network.down_dims=[8,16]", True),
+        ("data.path=some/where", True),
+        ("seed=null", True),
+        ("algo.batch_size=7", True),
+    ],
+)
+def test_types(override, fits):
+    if fits:
+        load_config("train", [override])
+    else:
+        with pytest.raises(ConfigError, match=override.split("=")[0]):
+            load_config("train", [override])
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.02, "fp32"), (1.0, "fp32"), (1.2, "fp32"), (1.6, "bf16")])
+def test_auto_precision_takes_bf16_only_where_it_is_faster(monkeypatch, gain, expected):
+    monkeypatch.setattr(precision, "measure_bf16_gain", lambda: gain)
+    cpu = torch.device("cpu")
+    assert precision.resolve_precision("auto", cpu) == expected
+    assert precision.resolve_precision("bf16", cpu) == "bf16"
+    assert precision.resolve_precision("fp32", cpu) == "fp32"
+
+
+def test_bf16_trains_and_resumes_as_resolved(server, toy, tmp_path):
+    run = tmp_path / "run"
+    argv = [a for a in toy if not a.startswith("precision")]
+    server.train(*argv, "precision=bf16", "algo.train_steps=3", f"run_dir={run}")
+    assert "precision: bf16" in (run / "config.yaml").read_text()
+    server.train(f"resume={run}")
+
+
+def test_bar_prints_lines_where_there_is_no_terminal(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=False, markup=False))
+    with terminal.Bar("counting [a]", 3) as bar:
+        for done in range(1, 4):
+            bar.update(done, "loss 1.0")
+    with terminal.Bar("silent", 1, enabled=False) as bar:
+        bar.update(1)
+    assert out.getvalue() == "counting [a]: 3/3 loss 1.0\n"
+
+
+def test_bar_prints_every_ten_seconds(monkeypatch):
+    out, clock = io.StringIO(), iter([0.0, 4.0, 11.0, 11.0, 15.0, 21.5, 21.5])
+    monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=False, markup=False))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    bar = terminal.Bar("counting", 9)
+    for done in range(1, 5):
+        bar.update(done)
+    assert out.getvalue().split("\n") == ["counting: 2/9", "counting: 4/9", ""]
+
+
+def test_messages_are_printed_as_they_are(capsys):
+    """Neither wrapped nor read as markup."""
+    message = "data/[/x] and [red] " + "word " * 60
+    terminal.fail(message.strip())
+    assert capsys.readouterr().err == f"error: {message.strip()}\n"
+
+
+@pytest.mark.parametrize("n", [0, 1, 30])
+def test_learning_curve_draws(tmp_path, n):
+    records = [{"step": i, "loss": 1 / (i + 1)} for i in range(n)]
+    records += [{"step": i, "success_rate": 1.0, "success_ci95": [0.7, 1.0]} for i in range(0, n, 10)]
+    learning_curve(records, tmp_path / "curve.png", "a title")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_config_of_a_run_is_complete(straight):
+    """What a run wrote is what it ran with: no interpolation and no auto is left."""
+    text = (straight / "config.yaml").read_text()
+    assert "${" not in text
+    assert "auto" not in text
+    meta = json.loads((straight / "checkpoint" / "config.json").read_text())["meta"]
+    assert meta["train_config"]["algo"]["batch_size"] == 16
