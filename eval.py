@@ -72,6 +72,10 @@ def evaluate_policy(
         if on_episode:
             on_episode(len(done))
 
+    # One thread: the workers need the other cores, threads that wait for each other on busy cores are several times
+    # slower than one, and the result does not depend on how many cores a machine has.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         results = evaluate(
             act,
@@ -87,6 +91,8 @@ def evaluate_policy(
         interrupted: list[str] = []
     except Interrupted as e:
         results, interrupted = [], [str(e)]
+    finally:
+        torch.set_num_threads(threads)
     if world_size > 1:
         results, interrupted = gather_object(results), gather_object(interrupted)
     if interrupted:
