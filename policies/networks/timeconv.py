@@ -8,7 +8,6 @@ matrix, so each tap is one product over exactly the rows it touches: nothing is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,50 +33,49 @@ def _spans(t: int, offset: int) -> tuple[slice, slice]:
     return slice(max(0, -offset), t - max(0, offset)), slice(max(0, offset), t - max(0, -offset))
 
 
-def _unfolded(x: Tensor, offsets: Sequence[int]) -> Tensor:
-    """(T, B, K C): for every step the steps its taps read, zeros beyond the ends."""
-    before, after = max(0, -min(offsets)), max(0, max(offsets))
-    t, padded = len(x), F.pad(x, (0, 0, 0, 0, before, after))
-    return torch.cat([padded[before + o : before + o + t] for o in offsets], dim=-1)
+def _window_product(
+    x: Tensor, weight: Tensor, bias: Tensor, before: int, after: int, stride: int = 1
+) -> Float[Tensor, "t2 b o"]:
+    """One matrix product with the steps i * stride - before + (0 .. K - 1) side by side, zeros beyond the ends."""
+    k, c_in, c_out = weight.shape
+    rows = F.pad(x, (0, 0, 0, 0, before, after)).unfold(0, k, stride).transpose(2, 3)
+    out = torch.addmm(bias, rows.reshape(-1, k * c_in), weight.view(k * c_in, c_out))
+    return out.view(-1, x.shape[1], c_out)
 
 
 class _TapConv(torch.autograd.Function):
+    """The middle tap touches every step, so it comes first and needs nothing zeroed or filled before."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, offsets: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.offsets = offsets
         t, b, _ = x.shape
-        out = bias.expand(t, b, -1).contiguous()
-        for offset, w in zip(offsets, weight, strict=True):
-            to, src = _spans(t, offset)
-            if to.stop > to.start:
+        middle = len(weight) // 2
+        out = torch.addmm(bias, x.flatten(0, 1), weight[middle]).view(t, b, -1)
+        for k, w in enumerate(weight):
+            to, src = _spans(t, k - middle)
+            if k != middle and to.stop > to.start:
                 out[to].flatten(0, 1).addmm_(x[src].flatten(0, 1), w)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         t = len(x)
-        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        dw = torch.zeros_like(weight)
-        for k, offset in enumerate(ctx.offsets):
-            to, src = _spans(t, offset)
-            if to.stop > to.start:
-                g = grad[to].flatten(0, 1)
-                torch.mm(x[src].flatten(0, 1).t(), g, out=dw[k])
-                if dx is not None:
-                    dx[src].flatten(0, 1).addmm_(g, weight[k].t())
-        return dx, dw, grad.sum((0, 1)), None
-
-
-def tap_conv(
-    x: Float[Tensor, "t b c"], weight: Float[Tensor, "k c o"], bias: Float[Tensor, " o"], offsets: tuple[int, ...]
-) -> Float[Tensor, "t b o"]:
-    """out[t] = bias + sum_k x[t + offsets[k]] @ weight[k], steps beyond the ends being zero."""
-    if _plain(x) or x.shape[1] < _FEW:  # one product over copied rows then costs less than several
-        return F.linear(_unfolded(x, offsets), weight.flatten(0, 1).t(), bias)
-    return _TapConv.apply(x.contiguous(), weight, bias, offsets)  # type: ignore[no-any-return]
+        middle = len(weight) // 2
+        dx = (grad.flatten(0, 1) @ weight[middle].t()).view_as(x) if ctx.needs_input_grad[0] else None
+        dw = torch.empty_like(weight)
+        for k, w in enumerate(weight):
+            to, src = _spans(t, k - middle)
+            if to.stop <= to.start:
+                dw[k].zero_()
+                continue
+            g = grad[to].flatten(0, 1)
+            torch.mm(x[src].flatten(0, 1).t(), g, out=dw[k])
+            if dx is not None and k != middle:
+                dx[src].flatten(0, 1).addmm_(g, w.t())
+        return dx, dw, grad.sum((0, 1))
 
 
 class _TimeKernel(nn.Module):
@@ -95,11 +93,13 @@ class TimeConv(_TimeKernel):
 
     def __init__(self, c_in: int, c_out: int, kernel_size: int):
         super().__init__(c_in, c_out, kernel_size, c_in * kernel_size)
-        self.offsets = tuple(k - kernel_size // 2 for k in range(kernel_size))
+        self.margin = kernel_size // 2
 
     def forward(self, x: Float[Tensor, "t b c"]) -> Float[Tensor, "t b o"]:
         """Same length."""
-        return tap_conv(x, self.weight, self.bias, self.offsets)
+        if x.shape[1] < _FEW or _plain(x):  # one product over copied rows then costs less than several
+            return _window_product(x, self.weight, self.bias, self.margin, self.margin)
+        return _TapConv.apply(x.contiguous(), self.weight, self.bias)  # type: ignore[no-any-return]
 
 
 class Downsample(_TimeKernel):
@@ -110,10 +110,7 @@ class Downsample(_TimeKernel):
 
     def forward(self, x: Float[Tensor, "t b c"]) -> Float[Tensor, "t2 b c"]:
         """Half the length."""
-        even, odd = x[0::2], x[1::2]  # out[i] = x[2i - 1] W_0 + x[2i] W_1 + x[2i + 1] W_2
-        pairs = torch.cat([even, odd], dim=-1)
-        here = tap_conv(pairs, self.weight[1:].flatten(0, 1)[None], self.bias, (0,))
-        return here + tap_conv(odd, self.weight[:1], torch.zeros_like(self.bias), (-1,))
+        return _window_product(x, self.weight, self.bias, 1, 0, stride=2)
 
 
 class Upsample(_TimeKernel):
@@ -123,11 +120,13 @@ class Upsample(_TimeKernel):
         super().__init__(c, c, 4, 4 * c)
 
     def forward(self, x: Float[Tensor, "t b c"]) -> Float[Tensor, "t2 b c"]:
-        """Twice the length."""
-        w = self.weight  # out[2i] = x[i] W_1 + x[i - 1] W_3;  out[2i + 1] = x[i] W_2 + x[i + 1] W_0
-        even = tap_conv(x, torch.stack([w[1], w[3]]), self.bias, (0, -1))
-        odd = tap_conv(x, torch.stack([w[2], w[0]]), self.bias, (0, 1))
-        return torch.stack([even, odd], dim=1).flatten(0, 1)
+        """Twice the length: step i adds x[i] W_k to step 2i + k - 1 of the output."""
+        t, b, c = x.shape
+        taps = torch.bmm(x.flatten(0, 1).expand(4, -1, -1), self.weight).view(4, t, b, c)
+        early, late = taps.transpose(0, 1).split(2, dim=1)  # steps 2i - 1, 2i and steps 2i + 1, 2i + 2
+        ends = (0, 0, 0, 0)
+        out = F.pad(early.flatten(0, 1), (*ends, 0, 1))[1:] + F.pad(late.flatten(0, 1), (*ends, 1, 0))[:-1]
+        return out + self.bias
 
 
 def _group_moments(x: Tensor, n_groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -139,24 +138,37 @@ def _group_moments(x: Tensor, n_groups: int, eps: float) -> tuple[Tensor, Tensor
     return mean.repeat_interleave(per_group, 1), rstd.repeat_interleave(per_group, 1)
 
 
+def mish_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+    """mish(z) = z tanh(log(1 + e^z)) and its derivative, through one exponential: four times as fast as torch's pair.
+
+    With n = e^z (e^z + 2), tanh(log(1 + e^z)) is n / (n + 2), whose derivative is 4 e^z (e^z + 1) / (n + 2)^2.
+    """
+    e = z.clamp(max=20.0).exp_()  # from there on the tanh is 1 in float64 too
+    n = (e + 2).mul_(e)
+    r = (n + 2).reciprocal_()
+    tanh = n.mul_(r)
+    slope = torch.addcmul(e, e, e).mul_(z).mul_(r).mul_(r)
+    return z * tanh, slope.mul_(4).add_(tanh)
+
+
 class _GroupNormMish(torch.autograd.Function):
-    """What is per sample and channel is folded into two (B, C) factors: few passes over x in each direction."""
+    """All that depends on sample and channel is folded into two (B, C) factors: few passes over x either way."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, n_groups: int, eps: float) -> Tensor:
         mean, rstd = _group_moments(x, n_groups, eps)
         scale = rstd * gamma
-        shift = beta - mean * scale
-        ctx.save_for_backward(x, gamma, mean, rstd, scale, shift)
+        out, slope = mish_and_slope(torch.addcmul(beta - mean * scale, x, scale))
+        ctx.save_for_backward(x, slope, gamma, mean, rstd, scale)
         ctx.n_groups = n_groups
-        return F.mish(torch.addcmul(shift, x, scale), inplace=True)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
-        x, gamma, mean, rstd, scale, shift = ctx.saved_tensors
+        x, slope, gamma, mean, rstd, scale = ctx.saved_tensors
         t, b, c = x.shape
         per_group = c // ctx.n_groups
-        dz = torch.ops.aten.mish_backward(grad, torch.addcmul(shift, x, scale))
+        dz = grad * slope
         s1 = dz.sum(0)  # (B, C) sums over time of dz and of dz * normalised x
         s2 = ((dz * x).sum(0) - mean * s1) * rstd
 
@@ -166,8 +178,8 @@ class _GroupNormMish(torch.autograd.Function):
 
         m1, m2 = group_mean(s1), group_mean(s2)
         # dx = rstd * (gamma dz - m1 - xhat m2), with xhat = (x - mean) rstd
-        slope = -rstd.square() * m2
-        dx = torch.addcmul(-rstd * m1 - mean * slope, x, slope).addcmul_(dz, scale)
+        factor = -rstd.square() * m2
+        dx = torch.addcmul(-rstd * m1 - mean * factor, x, factor).addcmul_(dz, scale)
         return dx, s2.sum(0), s1.sum(0), None, None
 
 
@@ -184,7 +196,7 @@ class GroupNormMish(nn.Module):
     def forward(self, x: Float[Tensor, "t b c"]) -> Float[Tensor, "t b c"]:
         """Per sample, over time and the channels of a group."""
         if x.shape[1] < _FEW and not torch.is_grad_enabled():  # one library call: at batch 1, calls are what costs
-            h = F.group_norm(x.permute(1, 2, 0), self.n_groups, self.weight, self.bias, self.eps)
+            h = torch.group_norm(x.permute(1, 2, 0), self.n_groups, self.weight, self.bias, self.eps)
             return F.mish(h).permute(2, 0, 1)
         if _plain(x):
             mean, rstd = _group_moments(x.float(), self.n_groups, self.eps)
