@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from policies.heads.head import Head, full
+from policies.heads.head import Head
 from policies.rng import BatchRng
 
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -98,9 +98,8 @@ class DiffusionHead(Head):
         z = abar.sqrt() * action + (1 - abar).sqrt() * eps
         return z, k / self.n_train_steps, eps if self.prediction == "epsilon" else action
 
-    def _clean_and_noise(self, z: Tensor, k: int, prepared: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimates of the clean chunk (clipped if asked) and of the noise in z_k (unclipped, as diffusers does)."""
-        out = self.network(z, full(k / self.n_train_steps, z), prepared)
+    def _clean_and_noise(self, z: Tensor, k: int, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean chunk (clipped if asked) and noise in z_k (unclipped, as diffusers does) by the network's output."""
         signal, sigma = self._abar[k] ** 0.5, (1 - self._abar[k]) ** 0.5
         if self.prediction == "sample":
             clean, eps = out, (z - signal * out) / sigma
@@ -113,8 +112,9 @@ class DiffusionHead(Head):
         prepared = self.network.prepare(cond)
         steps = inference_timesteps(self.n_train_steps, self.n_inference_steps, self.spacing)
         z = noise[:, 0] if self.sampler == "ddpm" else noise
-        for i, k in enumerate(steps):
-            clean, eps = self._clean_and_noise(z, k, prepared)
+        times = self.network_times([k / self.n_train_steps for k in steps], z)
+        for i, (k, t) in enumerate(zip(steps, times, strict=True)):
+            clean, eps = self._clean_and_noise(z, k, self.network(z, t, prepared))
             previous = steps[i + 1] if i + 1 < len(steps) else -1
             if self.sampler == "ddim":  # Song et al., eq. 12 with sigma = 0
                 z = self._abar[previous] ** 0.5 * clean + (1 - self._abar[previous]) ** 0.5 * eps

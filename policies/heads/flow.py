@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from policies.heads.head import Head, full
+from policies.heads.head import Head
 from policies.rng import BatchRng
 
 
@@ -49,7 +49,6 @@ class FlowHead(Head):
         """K Euler steps of length 1/K."""
         prepared = self.network.prepare(cond)
         z, k = noise, self.n_inference_steps
-        for i in range(k):
-            v = self.network(z, full(1.0 - i / k, z), prepared)
-            z = z - v / k
+        for t in self.network_times([1.0 - i / k for i in range(k)], z):
+            z = z - self.network(z, t, prepared) / k
         return z

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -13,7 +14,10 @@ from policies.rng import BatchRng
 
 
 class Network(Protocol):
-    """A denoising network: ``network(x, t, network.prepare(cond))``."""
+    """A denoising network: ``network(x, t, network.prepare(cond))``.
+
+    One with ``embed_times``, (K,) times -> (K, W), takes a row (1, W) of it in place of t, see ``Head.network_times``.
+    """
 
     def prepare(self, cond: Tensor) -> Tensor:
         """What depends on the observation tokens (B, L, C) alone, first axis B; computed once per observation."""
@@ -61,6 +65,12 @@ class Head(nn.Module, ABC):
     def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
         """A normalised chunk from observation tokens and noise."""
 
+    def network_times(self, times: Sequence[float], like: Float[Tensor, "b h da"]) -> list[Tensor]:
+        """What the network takes for t at each of a sampler's steps, embedded for all of them at once where it can."""
+        t = torch.tensor(times, device=like.device, dtype=like.dtype)
+        embed = getattr(self.network, "embed_times", None)
+        return list(t[:, None].expand(-1, len(like)) if embed is None else embed(t).split(1))
+
     def loss(
         self,
         action: Float[Tensor, "b h da"],
@@ -82,8 +92,3 @@ class Head(nn.Module, ABC):
         if self.mask_padding:
             error = error * (~is_pad).unsqueeze(-1)
         return error.mean()
-
-
-def full(value: float, like: Tensor) -> Float[Tensor, " b"]:
-    """(B,) of one time."""
-    return torch.full((len(like),), value, device=like.device, dtype=like.dtype)

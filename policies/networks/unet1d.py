@@ -101,11 +101,15 @@ class UNet1d(nn.Module):
         """The observation's part of every block's FiLM."""
         return self.film_cond(F.mish(cond.flatten(1)))
 
+    def embed_times(self, t: Float[Tensor, " k"]) -> Float[Tensor, "k w"]:
+        """The time's part of every block's FiLM; a sampler computes it for all its steps at once."""
+        return self.film_time(F.mish(self.time(t)))
+
     def forward(
-        self, x: Float[Tensor, "b h da"], t: Float[Tensor, " b"], prepared: Float[Tensor, "b w"]
+        self, x: Float[Tensor, "b h da"], t: Float[Tensor, " b"] | Float[Tensor, "#b w"], prepared: Float[Tensor, "b w"]
     ) -> Float[Tensor, "b h da"]:
-        """x noisy chunk, t in [0, 1], prepared = ``prepare(cond)`` -> prediction of the head's target."""
-        film = self.film_time(F.mish(self.time(t))) + prepared
+        """x noisy chunk, t in [0, 1] or ``embed_times(t)``, prepared = ``prepare(cond)`` -> the head's target."""
+        film = (self.embed_times(t) if t.ndim == 1 else t) + prepared
         if self.film_scale:
             scale, bias = film.chunk(2, dim=1)
             films = list(zip(scale.split(self._film_sizes, 1), bias.split(self._film_sizes, 1), strict=True))
