@@ -71,7 +71,7 @@ def load_config(name: str, overrides: list[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as e:
         raise ConfigError(_explain(name, overrides, e)) from e
     chosen = [o for o in overrides if o.split("=")[0] in groups() and _known_choice(o)]
-    _check_types(_leaves(resolved), _leaves(OmegaConf.to_container(_compose(name, chosen), resolve=False)))
+    _check_types(_leaves(resolved), _leaves(OmegaConf.to_container(_compose(name, chosen), resolve=True)))
     return resolved
 
 
@@ -82,10 +82,10 @@ def _resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def _check_types(values: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """A value must be of its default's type; where the default is null or an interpolation, anything goes."""
+    """A value must be of its default's type; where the default is null or missing, anything goes."""
     for key, value in values.items():
         default = defaults.get(key)
-        if default is None or value is None or (isinstance(default, str) and "${" in default):
+        if default is None or value is None or default == "???":
             continue
         fits = isinstance(value, type(default)) or (isinstance(default, float) and isinstance(value, int))
         if not fits or (isinstance(value, bool) and not isinstance(default, bool)):
@@ -93,7 +93,7 @@ def _check_types(values: dict[str, Any], defaults: dict[str, Any]) -> None:
 
 
 def check_at_least(minimum: int, config: dict[str, Any], names: list[str]) -> None:
-    """Raises ConfigError for an option of ``names`` ("algo.batch_size") that is no whole number >= ``minimum``, or null."""
+    """Raises ConfigError for an option of ``names`` that is neither null nor a whole number >= ``minimum``."""
     leaves = _leaves(config)
     for name in names:
         value = leaves[name]

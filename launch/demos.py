@@ -37,7 +37,6 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
         make_env(task.env_args).close()  # an environment that cannot be made shows here, before any work
         return store, task
     env_args = env_args_of(config)
-    make_env(env_args).close()
     digest = hashlib.sha256(json.dumps(env_args, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{config['task']['suite']}-{config['task']['name']}-{config['obs']['name']}-s{config['seed']}-{digest}.zarr"
     path = Path(data["root"]) / name

@@ -12,8 +12,6 @@ from configs.loader import load_config
 from policies.checkpoint import load_policy
 from tests.entry.commands import EVAL_KEYS, TINY, assert_refused, lines, python, result, timeless, words
 
-pytestmark = pytest.mark.xdist_group("entry-metaworld")
-
 # reward=dense: the mean return then tells any two behaviours apart.
 SHORT = ["data.n_demos=2", "task.reward=dense", "task.episode_length=100"]
 WINDOW = words("""
@@ -126,10 +124,10 @@ def test_demonstrations_are_reused(server, window, root, tmp_path):
 
 
 def test_pointcloud_example(server, root, tmp_path):
-    """The first example, with its default network; then ``eval.py`` as in the last one."""
-    cut = "network.down_dims=[16,32] network.n_groups=4 algo.train_steps=2 algo.batch_size=4 eval.n_episodes=1"
+    """The first example, with a small U-Net; then ``eval.py`` as in the last one."""
+    cut = "network=unet1d network.down_dims=[16,32] network.n_groups=4 algo.train_steps=2 eval.n_episodes=1"
     run = tmp_path / "door"
-    done = server.train(*DOOR, *SHORT, *cut.split(), f"data.root={root}", f"run_dir={run}")
+    done = server.train(*DOOR, *SHORT, *cut.split(), "algo.batch_size=4", f"data.root={root}", f"run_dir={run}")
     assert result(run)["task"] == "metaworld/door-open-v3"
     assert set(load_policy(run).spec.obs) == {"pointcloud", "agent_pos"}
     argv = f"checkpoint={run} n_episodes=2 seed=10000 n_envs=2 policy.n_inference_steps=1".split()

@@ -36,7 +36,6 @@ def test_defaults_follow_the_observation():
 
 
 @pytest.mark.parametrize("name", groups()["experiment"])
-@pytest.mark.xdist_group("entry-metaworld")
 def test_experiment_runs(server, root, tmp_path, name):
     """Two steps of it, with its own observation, policy, network and task."""
     tiny = "data.n_demos=2 algo.train_steps=2 algo.batch_size=4 algo.save_every=1 eval.n_episodes=1 eval.n_videos=0"
@@ -66,7 +65,7 @@ def test_experiments_hold_differences_only():
         ("task.goal=yes", False),
         ("task.cameras=corner", False),
         ("task.cameras=[corner]", True),
-        ("network.down_dims=[8,16]", True),
+        ("encoder.state.hidden=[8,16]", True),
         ("data.path=some/where", True),
         ("seed=null", True),
         ("algo.batch_size=7", True),

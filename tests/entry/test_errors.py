@@ -15,8 +15,6 @@ from policies.checkpoint import load_policy
 from tests.entry.commands import assert_refused, lines, python
 from tests.entry.toys import make
 
-pytestmark = pytest.mark.xdist_group("entry-toy")
-
 WRONG = {
     "policy=flw": ("Unknown policy 'flw'", "flow"),
     "obs=pointclod": ("Unknown obs 'pointclod'", "pointcloud"),
@@ -62,12 +60,12 @@ def test_wrong_option(server, toy, tmp_path, override):
     assert not run.exists()
 
 
-def test_unknown_task_and_checkpoint(tmp_path):
-    """The real commands."""
+def test_unknown_task_and_checkpoint(server, tmp_path):
+    """The first is the real command."""
     done = python("train.py", "task.name=door-opn-v3", f"run_dir={tmp_path / 'run'}")
     assert_refused(done, "door-opn-v3", "door-open-v3")
     assert not (tmp_path / "run").exists()
-    assert_refused(python("eval.py", "checkpoint=/nowhere"), "No checkpoint", "/nowhere")
+    assert_refused(server.run("eval.py", "checkpoint=/nowhere"), "No checkpoint", "/nowhere")
 
 
 def test_corrected_command_works_in_the_same_folder(server, toy, tmp_path):

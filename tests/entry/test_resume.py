@@ -13,8 +13,6 @@ import pytest
 
 from tests.entry.commands import assert_refused, assert_same_run, lines, result, timeless, weights
 
-pytestmark = pytest.mark.xdist_group("entry-toy")
-
 LONG = ["algo.train_steps=400", "algo.save_every=40", "log.every=10", "eval.every=160", "eval.every_n_episodes=2"]
 
 
