@@ -2,7 +2,8 @@
 
     python benchmarks/metaworld_pointcloud.py [--tasks hammer-v3 push-v3 ...] [-- overrides of train.py]
 
-Trains and evaluates one task after the other with train.py, resumes where it was stopped, and prints a table of what is there.
+Trains and evaluates one task after the other with train.py, resumes where it was stopped, and prints a table of what
+is there.
 DP3's published figures (Ze et al. 2024, table XVIII: v2 tasks, mean of the five best evaluations) stand beside ours (v3
 tasks, one evaluation of the final checkpoint) for orientation: the protocols differ, and theirs is the more favourable.
 """
