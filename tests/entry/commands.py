@@ -103,6 +103,7 @@ class Server:
 
     def __init__(self, folder: Path):
         self.folder, self.n = folder, 0
+        self.started: list[Process] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.entry.server"],
             cwd=REPO, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -119,7 +120,8 @@ class Server:
         self.n += 1
         out, err = self.folder / f"{self.n}.out", self.folder / f"{self.n}.err"
         request = {"script": script, "argv": argv, "env": env, "stdout": str(out), "stderr": str(err)}
-        return Process(self, self.ask(request), out, err)
+        self.started.append(Process(self, self.ask(request), out, err))
+        return self.started[-1]
 
     def run(self, script: str, *argv: str, **env: str) -> Done:
         return self.start(script, *argv, **env).wait()
@@ -131,6 +133,9 @@ class Server:
         return done
 
     def close(self) -> None:
+        for process in self.started:  # a test that failed may have left one running
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate(timeout=20)
 
