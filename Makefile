@@ -43,7 +43,7 @@ contract: install-dev
 	$(BIN)/lint-imports
 
 unit: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 format: install-dev
 	$(BIN)/ruff check --fix .
