@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks" / "peers")]
 
 # ruff: noqa: E402
+from launch.memory import keep_large_tensors
+
+keep_large_tensors()  # as train.py does; LeRobot's side has the same process and gains as much
+
 import datasets
 import lerobot_diffusion as lerobot
 import numpy as np
