@@ -35,6 +35,6 @@ def learning_curve(records: Sequence[dict[str, Any]], path: Path, title: str) ->
     right.set(xlabel="updates", ylabel="success rate (95 % interval)", ylim=(-0.02, 1.05))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.set_xlim(left=0, right=1.03 * max((r["step"] for r in records), default=1))
+        axes.set_xlim(left=0, right=1.03 * max((r["step"] for r in records if r["step"]), default=1))
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
