@@ -85,3 +85,13 @@ def test_group_norm_mish(plain, monkeypatch):
     torch.testing.assert_close(a.grad, b.grad)
     for p, q in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_mish_and_slope_everywhere():
+    z = torch.cat([torch.linspace(-120, 120, 2001), torch.tensor([-1e6, 1e6])])
+    reference = z.double().requires_grad_()
+    expected = torch.nn.functional.mish(reference)
+    expected.sum().backward()
+    out, slope = timeconv.mish_and_slope(z)
+    torch.testing.assert_close(out.double(), expected.detach(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(slope.double(), reference.grad, atol=2e-6, rtol=1e-6)
