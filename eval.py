@@ -24,7 +24,7 @@ from torch import Tensor
 
 from configs.loader import check_at_least, help_text, load_config
 from data.errors import ConfigError
-from envs.evaluate import EpisodeResult, evaluate, summarise
+from envs.evaluate import Episode, EpisodeResult, evaluate, summarise
 from envs.make import make_env
 from envs.video import write_video
 from envs.worker import Film
@@ -61,9 +61,10 @@ def evaluate_policy(
     rank, world_size = (processes.process_index, processes.num_processes) if processes else (0, 1)
     device = next(policy.parameters()).device
 
-    def act(obs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        noise = policy.draw_noise(1, generator)
-        return policy.act({k: v.to(device) for k, v in obs.items()}, noise=noise).cpu()
+    def act(obs: Mapping[str, Tensor], episode: Episode) -> Tensor:
+        on_device = {k: v.to(device) for k, v in obs.items()}
+        actions, episode.memory = policy.act_from(on_device, episode.memory, episode.generator)
+        return actions.cpu()
 
     done: list[EpisodeResult] = []
 

@@ -13,39 +13,51 @@ if __name__ == "__main__":  # before torch is imported: this may start the inter
     keep_large_tensors()
 
 import json
-import math
 import time
-from collections.abc import Mapping
-from importlib.metadata import version
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
 from algos.bc import BC
+from algos.demos import demo_transitions
+from algos.dppo import DPPO
+from algos.dsrl import DSRL
+from algos.gate import check_gate
+from algos.learner import Learner
+from algos.residual import Residual
+from algos.residual_ppo import ResidualPPO
+from algos.sac import SAC, GaussianPolicy
 from configs.loader import check_at_least, help_text, load_config
 from data.chunks import ChunkDataset, ChunkSampler
 from data.episodes import EpisodeStore
-from data.errors import ConfigError, TrainingError
+from data.errors import ConfigError
 from data.normaliser import Normaliser
 from data.spec import TaskSpec
+from envs.chunk_env import ChunkEnv
 from envs.evaluate import summarise
-from eval import evaluate_policy, refuse_seen, save_videos
-from launch.demos import demonstrations
+from envs.make import make_env
+from launch.base import adopt_base, base_and_demos
+from launch.demos import demonstrations, env_args_of, random_statistics
+from launch.history import History
 from launch.plots import learning_curve
 from launch.processes import join_processes
-from launch.run import Run, global_rng_state, set_global_rng_state
+from launch.run import Run
+from launch.session import Session
 from launch.terminal import Bar, Interrupted, StopSignal, console, run_main
 from policies.build import build_policy, construct, lookup, normaliser_modes
-from policies.checkpoint import save_policy
+from policies.checkpoint import wrapped_config
 from policies.chunk_policy import ChunkPolicy
+from policies.policy import Policy
 from policies.precision import resolve_precision
 
 USAGE = "python train.py [task.name=door-open-v3] [obs=pointcloud] [policy=flow] [key=value ...] | resume=RUN_DIR"
-ALGOS = {"bc": BC}
-PERIODIC_SEED_OFFSET = 1_000_000  # evaluations during training never use the final evaluation's episodes
+FINE_TUNERS = {"residual": Residual, "dsrl": DSRL, "dppo": DPPO, "residual_ppo": ResidualPPO}
+FROM_NOTHING = ("sac", "rlpd")
+LOOP_OPTIONS = ("name", "env_steps", "save_every", "n_envs", "n_workers", "gamma", "demos")
 
 
 def make_policy(config: Mapping[str, Any], store: EpisodeStore, task: TaskSpec, n_episodes: int) -> ChunkPolicy:
@@ -58,17 +70,14 @@ def make_policy(config: Mapping[str, Any], store: EpisodeStore, task: TaskSpec, 
     return policy
 
 
-class Session:
-    """One training run in one process: what is trained, on what, and where it is kept."""
+class Imitation(Session):
+    """``algo=bc``: gradient updates on demonstrations; a step is an update."""
 
     def __init__(self, config: dict[str, Any], run: Run, accelerator: Accelerator):
-        self.config, self.run, self.accelerator = config, run, accelerator
-        self.store, self.task = demonstrations(config, accelerator)
-        wanted = self.store.n_episodes if config["data"]["path"] is not None else config["data"]["n_demos"]
-        self.n_demos = min(wanted, self.store.n_episodes)
-        refuse_seen(self.eval_seeds(final=True) + self.eval_seeds(final=False), self.demo_seeds())
+        store, task = demonstrations(config, accelerator)
+        super().__init__(config, run, accelerator, task, store)
         self.dataset = ChunkDataset(
-            self.store,
+            store,
             obs_keys=list(self.task.obs),
             n_obs_steps=config["n_obs_steps"],
             horizon=config["horizon"],
@@ -76,10 +85,9 @@ class Session:
             memory_budget_bytes=int(config["data"]["memory_gb"] * 1e9),
             device=accelerator.device,
         )
-        policy = make_policy(config, self.store, self.task, self.n_demos)
+        policy = make_policy(config, store, self.task, self.n_demos)
         options = {k: v for k, v in config["algo"].items() if k not in ("name", "batch_size", "save_every")}
-        algo = lookup(ALGOS, config["algo"]["name"], "algo")
-        self.algo = construct(algo, options, "algo", policy=policy, accelerator=accelerator, seed=config["seed"])
+        self.algo = construct(BC, options, "algo", policy=policy, accelerator=accelerator, seed=config["seed"])
         self.batch_size, self.train_steps = config["algo"]["batch_size"], config["algo"]["train_steps"]
         self.sampler = ChunkSampler(
             len(self.dataset),
@@ -88,70 +96,24 @@ class Session:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        self.step = 0
-        self.saved: int | None = None  # step of the last save
-        self.metrics: dict[str, torch.Tensor] = {}  # of the last update
 
-    # ------------------------------------------------------------------ state
+    @property
+    def policy(self) -> Policy:
+        """The averaged policy."""
+        return self.algo.policy
 
-    def save(self) -> None:
-        """The checkpoint, and the state to resume from, unless this step has them."""
-        self.check_finite()
-        if self.saved == self.step:
-            return
-        self.saved = self.step
-        if not self.run.is_main:
-            return
-        config = {
-            k: self.config[k] for k in ("n_obs_steps", "horizon", "n_action_steps", "policy", "network", "encoder")
-        }
-        meta = {
-            "step": self.step,
-            "train_config": self.config,
-            "dataset": str(self.store.path),
-            "demo_seeds": self.demo_seeds(),
-            "versions": {name: version(name) for name in ("torch", "deft")},
-        }
-        # The checkpoint first: a run killed in between repeats some updates, and no state is ahead of its checkpoint.
-        save_policy(self.run.path / "checkpoint", self.algo.policy, config, meta)
-        state = {
-            "step": self.step,
-            "num_processes": self.accelerator.num_processes,
-            "algo": self.algo.state_dict(),
-            "sampler": self.sampler.state_dict(),
-            "rng": global_rng_state(),
-        }
-        self.run.save_state(state)
+    def policy_config(self) -> dict[str, Any]:
+        """See ``build_policy``."""
+        return {k: self.config[k] for k in ("n_obs_steps", "horizon", "n_action_steps", "policy", "network", "encoder")}
 
-    def restore(self) -> None:
-        """Continues from the last save, if there was one."""
-        state = self.run.load_state()
-        if state is None:
-            return
-        if state["num_processes"] != self.accelerator.num_processes:
-            raise ConfigError(
-                f"{self.run.path} was trained by {state['num_processes']} process(es) and cannot be continued by "
-                f"{self.accelerator.num_processes}: the batch would be another one."
-            )
-        self.step = self.saved = state["step"]
+    def state_dict(self) -> dict[str, Any]:
+        """Learner and sampler."""
+        return {"algo": self.algo.state_dict(), "sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state_dict``."""
         self.algo.load_state_dict(state["algo"])
         self.sampler.load_state_dict(state["sampler"])
-        set_global_rng_state(state["rng"])
-
-    def demo_seeds(self) -> list[int]:
-        """Seeds of the training episodes, where the data set knows them."""
-        if "seed" not in self.store.episode_meta_names:
-            return []
-        return [int(seed) for seed in self.store.episode_meta("seed")[: self.n_demos]]
-
-    def eval_seeds(self, *, final: bool) -> list[int]:
-        """Seeds of an evaluation's episodes; those during training are others than the final one's."""
-        options = self.config["eval"]
-        if final:
-            return [options["seed"] + i for i in range(options["n_episodes"])]
-        return [options["seed"] + PERIODIC_SEED_OFFSET + i for i in range(options["every_n_episodes"])]
-
-    # ------------------------------------------------------------------ loop
 
     def train(self, stop: StopSignal) -> None:
         """Updates until ``train_steps``; logs, saves and evaluates on the way."""
@@ -175,65 +137,182 @@ class Session:
                 if self.step % config["log"]["every"] == 0 or self.step == self.train_steps:
                     rate = (self.step - first) * self.batch_size * self.accelerator.num_processes
                     rate /= time.perf_counter() - started
-                    loss = self.log(rate)
-                    bar.update(self.step, f"loss {loss:.4f}, {rate:.0f} samples/s")
+                    numbers = self.log(samples_per_s=round(rate, 1), epoch=round(self.sampler.epoch, 3))
+                    bar.update(self.step, f"loss {numbers['loss']:.4f}, {rate:.0f} samples/s")
                 if self.step % config["algo"]["save_every"] == 0 or self.step == self.train_steps:
                     self.save()
 
-    def stopping(self, stop: StopSignal) -> bool:
-        """Whether any process was told to stop; all agree."""
-        if self.accelerator.num_processes == 1:
-            return stop.received is not None
-        if self.step % 10:  # asking the others waits for the device
-            return False
-        flag = torch.tensor(float(stop.received is not None), device=self.accelerator.device)
-        return float(cast(torch.Tensor, self.accelerator.reduce(flag, "sum"))) > 0
 
-    def check_finite(self) -> None:
-        """Raises TrainingError on a loss or gradient that is not finite; the last save is left as it is."""
-        for name in ("loss", "grad_norm"):
-            value = float(self.metrics.get(name, 0.0))
-            if not math.isfinite(value):
-                saved = f"The last good checkpoint, of update {self.saved}, is {self.run.path / 'checkpoint'}."
-                raise TrainingError(
-                    f"The {name} became {value} at update {self.step}; training stopped. "
-                    f"{saved if self.saved is not None else 'No checkpoint had been saved yet.'} "
-                    "Look at the data (scale, NaN) or lower algo.lr."
-                )
+class FineTuning(Session):
+    """Reinforcement learning that starts from a trained policy; a step is an environment step."""
 
-    def log(self, rate: float) -> float:
-        """One line of metrics, averaged over the processes; returns the loss."""
-        self.check_finite()
-        averaged = self.accelerator.reduce({k: v.float() for k, v in self.metrics.items()}, "mean")
-        numbers = {k: float(v) for k, v in cast(dict[str, torch.Tensor], averaged).items()}
-        self.run.log(self.step, {**numbers, "samples_per_s": round(rate, 1), "epoch": round(self.sampler.epoch, 3)})
-        return numbers["loss"]
+    unit = "environment step"
 
-    def evaluate(self, stop: StopSignal, *, final: bool) -> dict[str, Any]:
-        """Success of the averaged policy; the final evaluation also writes eval.json and videos."""
-        options, processes = self.config["eval"], self.accelerator.num_processes
-        seeds = self.eval_seeds(final=final)
-        with Bar("final evaluation" if final else "evaluation", len(seeds), enabled=self.run.is_main) as bar:
+    def __init__(self, config: dict[str, Any], run: Run, accelerator: Accelerator):
+        algo = config["algo"]
+        if accelerator.num_processes > 1:
+            raise ConfigError(f"algo={algo['name']} trains in one process; leave out accelerate launch.")
+        torch.manual_seed(config["seed"])
+        self.base, task, store = self.start_from(config, accelerator)
+        super().__init__(config, run, accelerator, task, store)
+        options = {k: v for k, v in algo.items() if k not in LOOP_OPTIONS}
+        self.algo: Learner = self.make_learner(options)
+        self.env_steps = algo["env_steps"]
+        self.env = ChunkEnv(
+            task.env_args,
+            n_envs=algo["n_envs"],
+            n_obs_steps=self.algo.policy.n_obs_steps,
+            n_action_steps=self.algo.n_action_steps,
+            gamma=algo["gamma"],
+            in_process=algo["n_workers"] == 0,
+            n_workers=algo["n_workers"] or None,
+            base_seed=config["seed"],
+        )
+        self.obs: dict[str, torch.Tensor] = {}
+        self.fresh = torch.ones(self.env.n_envs, dtype=torch.bool)
+        self.history = History()
 
-            def on_episode(done: int) -> None:
-                bar.update(min(len(seeds), done * processes))
-                stop.check()
+    def start_from(
+        self, config: dict[str, Any], accelerator: Accelerator
+    ) -> tuple[Policy | None, TaskSpec, EpisodeStore | None]:
+        """The base, its task, and demonstrations."""
+        return base_and_demos(config, accelerator.device)
 
-            results = evaluate_policy(
-                self.algo.policy,
-                self.task.env_args,
-                seeds,
-                n_envs=options["n_envs"],
-                n_videos=options["n_videos"] if final else 0,
-                processes=PartialState(),
-                on_episode=on_episode,
-            )
-        summary = {**summarise(results), "task": self.task.name, "step": self.step}
-        self.run.log(self.step, {k: v for k, v in summary.items() if k not in ("seeds", "step")})
-        if final and self.run.is_main:
-            self.run.write_text("eval.json", json.dumps(summary) + "\n")
-            save_videos(results, self.run.path / "videos", self.task.control_hz)
-        return summary
+    def make_learner(self, options: dict[str, Any]) -> Learner:
+        """What ``algo`` names."""
+        given = {"base": self.base, "n_envs": self.config["algo"]["n_envs"], "seed": self.config["seed"]}
+        return construct(FINE_TUNERS[self.config["algo"]["name"]], options, "algo", **given)
+
+    @property
+    def policy(self) -> Policy:
+        """What the algorithm has made of the base."""
+        return self.algo.policy
+
+    def policy_config(self) -> dict[str, Any]:
+        """The wrapper's options around the base's configuration."""
+        return wrapped_config(self.policy, self.config.get("base_config"))
+
+    def demo_seeds(self) -> list[int]:
+        """Those of the base as well."""
+        return sorted({*super().demo_seeds(), *self.config.get("base_demo_seeds", [])})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Learner, environments and what was measured."""
+        return {
+            "algo": self.algo.state_dict(),
+            "env": self.env.state_dict(),
+            "fresh": self.fresh,
+            "metrics": self.metrics,
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state_dict``."""
+        self.algo.load_state_dict(state["algo"])
+        self.obs, self.fresh = self.env.load_state_dict(state["env"]), state["fresh"]
+        self.metrics = dict(state["metrics"])
+        self.history.load_state_dict(state["history"])
+
+    def begin(self, stop: StopSignal) -> None:
+        """Demonstrations into the replay; the gate; the first episodes."""
+        if self.store is not None and self.config["algo"]["demos"]:
+            for demo in demo_transitions(
+                self.store,
+                obs_keys=list(self.task.obs),
+                n_obs_steps=self.policy.n_obs_steps,
+                n_action_steps=self.algo.n_action_steps,
+                gamma=self.config["algo"]["gamma"],
+                n_episodes=self.n_demos,
+            ):
+                self.algo.add_demo(demo)
+        if self.base is not None:
+            self.pass_gate(self.base, stop)
+        self.obs = self.env.reset()
+
+    def pass_gate(self, base: Policy, stop: StopSignal) -> None:
+        """Refuses to start where the untrained fine-tuner is not as good as its base."""
+        seeds = self.eval_seeds(final=False)
+        before = self.run_episodes(base, seeds, stop, "the base")
+        start = self.run_episodes(self.policy, seeds, stop, f"{self.config['algo']['name']} before any update")
+        check_gate(before, start, exact=self.algo.exact_at_start)
+        self.algo.base_result(sum(r.success for r in before), len(before))
+        self.history.begin(summarise(before))
+        self.run.log(0, {**summarise(start), "base_success_rate": summarise(before)["success_rate"]})
+
+    def train(self, stop: StopSignal) -> None:
+        """Acts, stores, updates, until ``env_steps``."""
+        config, every = self.config, self.config["eval"]["every"]
+        if self.step == 0:
+            self.begin(stop)
+        label = f"{config['algo']['name']} on {self.task.name}"
+        with self.env, Bar(label, self.env_steps, start=self.step) as bar:
+            while True:
+                if every and self.step // every > len(self.history.steps):
+                    self.save()  # a kill during the evaluation then repeats only that
+                    self.history.evaluated(self.step, self.evaluate(stop, final=False)["success_rate"])
+                if self.step >= self.env_steps:
+                    break
+                if stop.received:
+                    self.save()
+                    raise Interrupted(stop.received)
+                before, started = self.step, time.perf_counter()
+                result = self.env.step(self.algo.explore(self.obs, self.fresh))
+                self.algo.observe(result)
+                self.metrics |= self.algo.update()
+                self.obs, self.fresh = result.obs, result.terminated | result.truncated
+                self.step += int(result.n_steps.sum())
+                self.check_finite()
+                self.history.add(result, time.perf_counter() - started)
+                if passed(before, self.step, config["log"]["every"]):
+                    self.log(**self.history.numbers())
+                    bar.update(self.step, self.history.note())
+                if passed(before, self.step, config["algo"]["save_every"]) or self.step >= self.env_steps:
+                    self.save()
+
+    def facts(self, *, final: bool) -> dict[str, Any]:
+        """Base, dip, steps to 90 and 95 %, time."""
+        return self.history.facts()
+
+
+class FromNothing(FineTuning):
+    """Reinforcement learning without a base: ``algo=sac``, and ``algo=rlpd`` with demonstrations."""
+
+    def start_from(
+        self, config: dict[str, Any], accelerator: Accelerator
+    ) -> tuple[Policy | None, TaskSpec, EpisodeStore | None]:
+        """The task, and demonstrations where they are asked for."""
+        if config["algo"]["demos"]:
+            store, task = demonstrations(config, accelerator)
+            return None, task, store
+        env = make_env(env_args_of(config))
+        env.close()
+        return None, env.spec, None
+
+    def make_learner(self, options: dict[str, Any]) -> Learner:
+        """A Gaussian policy and SAC around it."""
+        modes = normaliser_modes(self.task, action="identity")
+        if self.store is not None:
+            normaliser = Normaliser.fit(self.store, modes, episodes=np.arange(self.n_demos))
+        else:
+            normaliser = Normaliser(modes, random_statistics(self.task, self.config["seed"]))
+        hidden, layer_norm = options.pop("hidden"), options["layer_norm"]
+        policy = GaussianPolicy(
+            self.task, normaliser, n_obs_steps=self.config["n_obs_steps"], hidden=hidden, layer_norm=layer_norm
+        )
+        given = {"policy": policy, "n_envs": self.config["algo"]["n_envs"], "seed": self.config["seed"]}
+        return construct(SAC, options, "algo", **given)
+
+
+SESSIONS: dict[str, Callable[[dict[str, Any], Run, Accelerator], Session]] = {
+    "bc": Imitation,
+    **dict.fromkeys(FINE_TUNERS, FineTuning),
+    **dict.fromkeys(FROM_NOTHING, FromNothing),
+}
+
+
+def passed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of ``every`` lies in (before, now]."""
+    return now // every > before // every
 
 
 def read_config(argv: list[str]) -> tuple[dict[str, Any], bool]:
@@ -245,8 +324,11 @@ def read_config(argv: list[str]) -> tuple[dict[str, Any], bool]:
         if others:
             raise ConfigError(f"resume= continues a run with its own configuration; leave out {' '.join(others)}.")
         config = Run.config_of(config["resume"])
+    elif config["algo"]["name"] in FINE_TUNERS:
+        config = adopt_base(config, argv)
     check_at_least(1, config, ["n_obs_steps", "horizon", "n_action_steps", "log.every", "data.n_demos"])
-    check_at_least(1, config, [f"algo.{name}" for name in ("train_steps", "batch_size", "save_every")])
+    names = ("train_steps", "batch_size", "save_every", "env_steps", "n_envs")
+    check_at_least(1, config, [f"algo.{name}" for name in names if name in config["algo"]])
     check_at_least(1, config, [f"eval.{name}" for name in ("n_episodes", "every_n_episodes", "n_envs")])
     check_at_least(1, config, ["policy.n_inference_steps", "policy.noise_per_obs"])
     check_at_least(0, config, ["seed", "data.n_workers", "eval.seed", "eval.every", "eval.n_videos"])
@@ -266,12 +348,15 @@ def start_accelerator(config: dict[str, Any]) -> Accelerator:
     return accelerator
 
 
-def report(run: Run, summary: Mapping[str, Any], title: str) -> None:
+def report(session: Session, summary: Mapping[str, Any]) -> None:
     """Draws the learning curve and names what the run has made; the last line is the evaluation."""
-    learning_curve(run.records(), run.path / "learning_curve.png", title)
+    run, config = session.run, session.config
+    names = (session.task.name, config["obs"]["name"], config["policy"]["name"], config["algo"]["name"])
+    learning_curve(run.records(), run.path / "learning_curve.png", ", ".join(names), f"{session.unit}s")
     low, high = summary["success_ci95"]
     rate, n = summary["success_rate"], summary["n_episodes"]
-    console.print(f"success {rate:.2f} over {n} episodes (95 % interval {low:.2f}-{high:.2f})")
+    before = f" (base {summary['base_success_rate']:.2f})" if summary.get("base_success_rate") is not None else ""
+    console.print(f"success {rate:.2f} over {n} episodes (95 % interval {low:.2f}-{high:.2f}){before}")
     for label, pattern in (("video", "videos/*.mp4"), ("plot", "learning_curve.png"), ("checkpoint", "checkpoint")):
         for path in sorted(run.path.glob(pattern)):
             console.print(f"{label}: {path}")
@@ -288,7 +373,7 @@ def main(argv: list[str]) -> int:
     is_main = accelerator.is_main_process
     run = Run.resume(config["run_dir"], is_main=is_main) if resumed else Run.create(config, is_main=is_main)
     try:
-        session = Session(config, run, accelerator)
+        session = lookup(SESSIONS, config["algo"]["name"], "algo")(config, run, accelerator)
         if resumed:
             session.restore()
         run.begin(config)
@@ -299,12 +384,14 @@ def main(argv: list[str]) -> int:
                 summary = session.evaluate(stop, final=True)
             except Interrupted as e:
                 if is_main:
-                    console.print(f"{e}: saved at update {session.saved}; continue: python train.py resume={run.path}")
+                    console.print(
+                        f"{e}: saved at {session.unit} {session.saved}; continue: python train.py resume={run.path}"
+                    )
                 return 0
     finally:
         run.close()
     if run.is_main:
-        report(run, summary, f"{session.task.name}, {config['obs']['name']}, {config['policy']['name']}")
+        report(session, summary)
     return 0
 
 

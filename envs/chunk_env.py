@@ -126,7 +126,7 @@ class ChunkEnv:
         return {
             "episode": list(self._episode),
             "seed": list(self._seed),
-            "actions": [[chunk.copy() for chunk in chunks] for chunks in self._actions],
+            "actions": [[torch.from_numpy(chunk.copy()) for chunk in chunks] for chunks in self._actions],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ the order of episodes nor the company an episode has can change a bit of it. Mea
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections import deque
@@ -21,8 +22,19 @@ from data.errors import ConfigError, ContractError
 from envs.pool import EnvPool, settle_renderer
 from envs.worker import ChunkInfo, Film
 
-Act = Callable[[dict[str, Tensor], torch.Generator], Tensor]
-"""(observations (1, To, *shape), the episode's noise generator) to actions (1, Ta, Da), environment units."""
+
+@dataclass
+class Episode:
+    """What a policy may keep for the length of an episode: its stream of noise, and whatever it wants to remember."""
+
+    generator: torch.Generator
+    memory: Any = None
+    chunk: np.ndarray = field(default_factory=lambda: np.empty(0))  # being executed
+    actions: Any = field(default_factory=hashlib.blake2b)  # executed so far
+
+
+Act = Callable[[dict[str, Tensor], Episode], Tensor]
+"""(observations (1, To, *shape), the episode) to actions (1, Ta, Da), environment units."""
 
 
 @dataclass
@@ -35,6 +47,7 @@ class EpisodeResult:
         episode_return: undiscounted sum of rewards.
         length: control steps executed.
         latencies_ms: wall time of every call of the policy.
+        digest: of the actions executed, bit for bit.
         video: (height, width, 3) uint8 pictures, if the episode was filmed.
     """
 
@@ -43,6 +56,7 @@ class EpisodeResult:
     episode_return: float = 0.0
     length: int = 0
     latencies_ms: list[float] = field(default_factory=list)
+    digest: str = ""
     video: list[np.ndarray] | None = None
 
 
@@ -83,7 +97,7 @@ def evaluate(
     film = film or Film(every=4, height=240, width=240)
     results = [EpisodeResult(int(seed)) for seed in seeds]
     waiting = deque(range(len(results)))
-    running: dict[int, tuple[EpisodeResult, torch.Generator]] = {}
+    running: dict[int, tuple[EpisodeResult, Episode]] = {}
     n_envs = min(n_envs, len(results))
     if video_seeds and not in_process:
         settle_renderer()
@@ -91,15 +105,15 @@ def evaluate(
 
         def begin(env: int) -> None:
             result = results[waiting.popleft()]
-            running[env] = result, episode_generator(result.seed)
+            running[env] = result, Episode(episode_generator(result.seed))
             pool.request(env, "reset", result.seed, film if result.seed in video_seeds else None)
 
         for env in range(n_envs):
             begin(env)
         while running:
             env, info = pool.next_reply()
-            result, generator = running[env]
-            if info is not None and _finish_chunk(result, info):
+            result, episode = running[env]
+            if info is not None and _finish_chunk(result, episode, info):
                 del running[env]
                 if waiting:
                     begin(env)
@@ -108,9 +122,10 @@ def evaluate(
                 continue
             obs = {key: torch.from_numpy(value.copy())[None] for key, value in pool.obs(env).items()}
             start = time.perf_counter()
-            chunk = act(obs, generator)
+            chunk = act(obs, episode)
             chunk = _check_chunk(chunk, (1, n_action_steps, *pool.spec.action.shape))
             result.latencies_ms.append(1e3 * (time.perf_counter() - start))
+            episode.chunk = chunk[0]
             pool.request(env, "step", chunk[0], None)
     return results
 
@@ -121,14 +136,16 @@ def episode_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def _finish_chunk(result: EpisodeResult, info: ChunkInfo) -> bool:
+def _finish_chunk(result: EpisodeResult, episode: Episode, info: ChunkInfo) -> bool:
     """Add a chunk to its episode's result; whether the episode is over."""
     result.success |= info.success
     result.episode_return += info.undiscounted
     result.length += info.n_steps
+    episode.actions.update(np.ascontiguousarray(episode.chunk[: info.n_steps]).tobytes())
     over = info.terminated or info.truncated
     if over:
         result.video = info.video
+        result.digest = episode.actions.hexdigest()[:16]
     return over
 
 

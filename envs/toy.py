@@ -1,4 +1,7 @@
-"""A point in a square that has to reach a goal: the smallest environment, for tests and as an example of ``Env``."""
+"""A point in a square that has to reach a goal: the smallest environment, for tests and as an example of ``Env``.
+
+With an obstacle between start and goal it is a task that imitation half solves and reinforcement learning finishes.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ _FIELDS = {
 class ToyEnv:
     """Position and goal in [-1, 1]^2; an action moves the point by ``speed`` times its value.
 
+    With ``obstacle`` > 0 a disc of that radius stands in the middle, the point starts left of it and the goal is right
+    of it; a move that would end inside the disc does not happen.
+
     Observations: state (position, goal), agent_pos, pointcloud (a ring around the goal), rgb_top.
     """
 
@@ -32,6 +38,8 @@ class ToyEnv:
         speed: float = 0.1,
         reward: str = "sparse",
         terminate_on_success: bool = True,
+        obstacle: float = 0.0,
+        name: str = "toy",
     ):
         """``reward``: "sparse" (1 at the first success) or "dense" (minus the distance). Raises ConfigError."""
         for key in obs:
@@ -40,15 +48,17 @@ class ToyEnv:
         if reward not in ("sparse", "dense"):
             raise ConfigError(f"reward is 'sparse' or 'dense', not '{reward}'.")
         self._length, self._radius, self._speed = episode_length, radius, speed
+        self._obstacle = obstacle
         self._dense, self._terminate = reward == "dense", terminate_on_success
         self.spec = TaskSpec(
-            name="toy",
+            name=name,
             obs={key: _FIELDS[key] for key in obs},
             action=FieldSpec((2,), "float32", "action"),
             control_hz=10.0,
             env_args={
-                "suite": "toy", "obs": list(obs), "episode_length": episode_length, "radius": radius, "speed": speed,
-                "reward": reward, "terminate_on_success": terminate_on_success,
+                "suite": "toy", "name": name,
+                "obs": list(obs), "episode_length": episode_length, "radius": radius, "speed": speed,
+                "reward": reward, "terminate_on_success": terminate_on_success, "obstacle": obstacle,
             },
         )  # fmt: skip
         self._position = self._goal = np.zeros(2)
@@ -57,12 +67,16 @@ class ToyEnv:
     def reset(self, seed: int) -> Frame:
         """Draw position and goal."""
         self._position, self._goal = np.random.default_rng(seed).uniform(-1, 1, (2, 2))
+        if self._obstacle:
+            self._position[0], self._goal[0] = self._position[0] / 8 - 0.875, self._goal[0] / 8 + 0.875
         self._steps, self._succeeded = 0, False
         return self.observe()
 
     def step(self, action: np.ndarray) -> StepResult:
         """Move."""
-        self._position = np.clip(self._position + self._speed * check_action(action, self.spec), -1, 1)
+        moved = np.clip(self._position + self._speed * check_action(action, self.spec), -1, 1)
+        if np.linalg.norm(moved) >= self._obstacle:
+            self._position = moved
         self._steps += 1
         distance = float(np.linalg.norm(self._position - self._goal))
         success = distance < self._radius
@@ -94,13 +108,19 @@ class ToyEnv:
         return {key: frame[key] for key in self.spec.obs}
 
     def expert_action(self) -> np.ndarray:
-        """Straight to the goal."""
-        return np.clip((self._goal - self._position) / self._speed, -1, 1).astype(np.float32)
+        """Straight to the goal, or past the obstacle on the nearer side."""
+        towards = self._goal - self._position
+        if self._obstacle and self._position[0] < 0.0:
+            side = 1.0 if self._position[1] + self._goal[1] >= 0 else -1.0
+            towards = np.array([0.1, side * (self._obstacle + 0.15)]) - self._position
+        return np.clip(towards / self._speed, -1, 1).astype(np.float32)
 
     def render(self, height: int = 96, width: int = 96) -> np.ndarray:
         """Red point, green goal."""
         rows, columns = np.mgrid[1 : -1 : height * 1j, -1 : 1 : width * 1j]
         picture = np.full((height, width, 3), 255, np.uint8)
+        if self._obstacle:
+            picture[columns**2 + rows**2 < self._obstacle**2] = (90, 90, 90)
         for point, colour in ((self._goal, (60, 170, 60)), (self._position, (200, 50, 50))):
             picture[(columns - point[0]) ** 2 + (rows - point[1]) ** 2 < self._radius**2] = colour
         return picture

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 
 from data.episodes import EpisodeStore
@@ -16,6 +18,7 @@ from data.errors import ConfigError
 from data.spec import TaskSpec
 from envs.collect import collect_demos, demo_seed
 from envs.make import make_env
+from envs.seeds import rollout_seed
 from launch.terminal import Bar
 
 
@@ -26,6 +29,26 @@ def env_args_of(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in config["obs"]["keys"]:
         keys += [f"{key}_{camera}" for camera in cameras] if key in ("rgb", "depth") else [key]
     return {**config["task"], "obs": keys}
+
+
+def random_statistics(task: TaskSpec, seed: int, n_episodes: int = 10) -> dict[str, dict[str, torch.Tensor]]:
+    """Statistics of the observations under random actions: what a policy without demonstrations is normalised by."""
+    env, rng = make_env(task.env_args), np.random.default_rng(seed)
+    seen: dict[str, list[np.ndarray]] = {key: [] for key in task.obs}
+    for episode in range(n_episodes):
+        frame, over = env.reset(rollout_seed(seed, 4095, episode)), False
+        while not over:
+            for key, value in frame.items():
+                seen[key].append(value)
+            result = env.step(rng.uniform(task.action_low, task.action_high, task.action.shape))
+            frame, over = env.observe(), result.terminated or result.truncated
+    env.close()
+    rows = {key: torch.from_numpy(np.stack(values)) for key, values in seen.items()}
+    return {
+        key: {"min": x.amin(0), "max": x.amax(0), "mean": x.mean(0), "std": x.std(0)}
+        for key, x in rows.items()
+        if task.obs[key].kind == "state"
+    }
 
 
 def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple[EpisodeStore, TaskSpec]:

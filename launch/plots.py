@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 
-def learning_curve(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Loss and success against updates; success with its Wilson interval.
+def learning_curve(records: Sequence[dict[str, Any]], path: Path, title: str, unit: str = "updates") -> None:
+    """Training loss (or success of the training episodes) and evaluated success, with its Wilson interval.
 
     Args:
-        records: lines of metrics.jsonl; those with "loss" and those with "success_rate" are drawn.
+        records: lines of metrics.jsonl; "loss" or "train_success", "success_rate" and "base_success_rate" are drawn.
         path: PNG to write.
         title: of the figure.
+        unit: of the steps: "updates" or "environment steps".
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -24,7 +25,11 @@ def learning_curve(records: Sequence[dict[str, Any]], path: Path, title: str) ->
     losses = [(r["step"], r["loss"]) for r in records if "loss" in r]
     if losses:
         left.semilogy(*zip(*losses, strict=True), lw=1, color="#30638e")
-    left.set(xlabel="updates", ylabel="training loss")
+        left.set(ylabel="training loss")
+    training = [(r["step"], r["train_success"]) for r in records if "train_success" in r]
+    if training:
+        left.plot(*zip(*training, strict=True), lw=1, color="#30638e")
+        left.set(ylabel="success of the last 50 training episodes", ylim=(-0.02, 1.05))
     evaluations = [r for r in records if "success_rate" in r]
     if evaluations:
         steps = [r["step"] for r in evaluations]
@@ -32,9 +37,14 @@ def learning_curve(records: Sequence[dict[str, Any]], path: Path, title: str) ->
         low = [max(0.0, r["success_rate"] - r["success_ci95"][0]) for r in evaluations]
         high = [max(0.0, r["success_ci95"][1] - r["success_rate"]) for r in evaluations]
         right.errorbar(steps, rates, yerr=[low, high], fmt="o-", capsize=3, color="#d1495b")
-    right.set(xlabel="updates", ylabel="success rate (95 % interval)", ylim=(-0.02, 1.05))
+    for record in records[:1]:
+        if "base_success_rate" in record:
+            right.axhline(record["base_success_rate"], color="#666666", ls="--", lw=1, label="base")
+            right.legend(loc="lower right")
+    right.set(ylabel="success rate (95 % interval)", ylim=(-0.02, 1.05))
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.set_xlabel(unit)
         axes.set_xlim(left=0, right=1.03 * max((r["step"] for r in records if r["step"]), default=1))
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)

@@ -6,24 +6,69 @@ versions) and what trained it; model.safetensors the EMA weights and the normali
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from data.errors import ContractError, DataError
+from data.errors import ConfigError, ContractError, DataError
 from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from policies.build import build_policy, normaliser_modes
-from policies.chunk_policy import ChunkPolicy
 from policies.policy import Policy
 
 SCHEMA_VERSION = 1
+
+# Policies around another policy live with the algorithm that trains them; a checkpoint names them by these words.
+WRAPPERS = {
+    "ResidualPolicy": "algos.residual",
+    "SteeredPolicy": "algos.dsrl",
+    "ResidualGaussianPolicy": "algos.residual_ppo",
+    "FineTunedDiffusion": "algos.dppo",
+    "GaussianPolicy": "algos.sac",  # around nothing
+}
+
+
+class Wrapper(Protocol):
+    """``cls(base, **options)`` rebuilds it around its base; one without a base, ``cls(spec, normaliser, **options)``."""
+
+    options: dict[str, Any]
+
+
+def wrapped_config(policy: Policy, base_config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The configuration of a wrapper around a policy whose own configuration is ``base_config`` (None: no base)."""
+    name = type(policy).__name__
+    if name not in WRAPPERS:
+        raise ContractError(f"{name} is not among the wrappers a checkpoint can hold: {sorted(WRAPPERS)}.")
+    wrapper = cast(Wrapper, policy)
+    return {"wrapper": name, "options": wrapper.options, "base": base_config}
+
+
+def _rebuild(config: Mapping[str, Any], spec: TaskSpec, weights: Mapping[str, Tensor], prefix: str = "") -> Policy:
+    """The policy of ``config``, weights not loaded yet; ``prefix`` of its entries in ``weights``."""
+    if "wrapper" in config:
+        name = config["wrapper"]
+        if name not in WRAPPERS:
+            raise DataError(f"The checkpoint holds a {name}; this version knows {sorted(WRAPPERS)}.")
+        cls = getattr(importlib.import_module(WRAPPERS[name]), name)
+        if config["base"] is not None:
+            return cls(_rebuild(config["base"], spec, weights, f"{prefix}base."), **config["options"])
+        modes = normaliser_modes(spec, action="identity")
+        normaliser = Normaliser.from_state_dict(dict(weights), modes, prefix=f"{prefix}normaliser.")
+        return cls(spec, normaliser, **config["options"])
+    normaliser = Normaliser.from_state_dict(dict(weights), normaliser_modes(spec), prefix=f"{prefix}normaliser.")
+    return build_policy(config, spec, normaliser)
+
+
+def _innermost(config: dict[str, Any]) -> dict[str, Any]:
+    return _innermost(config["base"]) if config.get("base") is not None else config
 
 
 def save_policy(
@@ -86,7 +131,7 @@ def load_policy(
     device: torch.device | str = "cpu",
     overrides: Mapping[str, Any] | None = None,
     n_action_steps: int | None = None,
-) -> ChunkPolicy:
+) -> Policy:
     """A policy ready to act.
 
     Args:
@@ -98,16 +143,19 @@ def load_policy(
     folder = find_checkpoint(path)
     document = read_config(folder)
     config = document["config"]
-    config["policy"].update(overrides or {})
+    inner = _innermost(config)  # what executes and samples the chunks, however it is wrapped
+    if inner.get("wrapper") and (overrides or n_action_steps is not None):
+        raise ConfigError(f"A {inner['wrapper']} has no inference options; leave out policy.* and n_action_steps.")
+    if overrides:
+        inner["policy"].update(overrides)
     if n_action_steps is not None:
-        config["n_action_steps"] = n_action_steps
+        inner["n_action_steps"] = n_action_steps
     spec = TaskSpec.from_dict(document["task"])
     try:
         weights = load_file(folder / "model.safetensors", device=str(device))
     except (OSError, SafetensorError) as e:
         raise DataError(f"{folder / 'model.safetensors'} cannot be read ({e}); the checkpoint is corrupt.") from e
-    normaliser = Normaliser.from_state_dict(weights, normaliser_modes(spec), prefix="normaliser.")
-    policy = build_policy(config, spec, normaliser).to(device)
+    policy = _rebuild(config, spec, weights).to(device)
     try:
         policy.load_state_dict(weights)
     except RuntimeError as e:

@@ -63,7 +63,11 @@ class ChunkPolicy(Policy):
     def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
         """The head's chunk for ``noise`` (B, *noise_shape)."""
         cond = self.encode(obs)
-        return self.head.sample(cond, self.draw_noise(len(cond)) if noise is None else noise)
+        return self.decode(cond, self.draw_noise(len(cond)) if noise is None else noise)
+
+    def decode(self, tokens: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
+        """``sample`` for observations that are encoded already."""
+        return self.head.sample(tokens, noise)
 
     def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
         """Environment units, clipped to the task's range."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -67,6 +68,22 @@ class Policy(nn.Module, ABC):
         self.check_obs(obs)
         chunk = self.unnormalise_action(self.sample(obs, noise=noise))
         return chunk[:, executed_slice(self.n_obs_steps, self.n_action_steps)]
+
+    def act_from(
+        self, obs: Obs, memory: Any, generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, "b ta da"], Any]:
+        """``act`` within an episode, for policies that carry something from one decision to the next.
+
+        Args:
+            obs: see ``act``.
+            memory: what the previous decision returned; None at the start of an episode. The caller keeps it.
+            generator: of the noise; drawn from only when a chunk is sampled.
+
+        Returns:
+            actions, environment units, and the memory for the next decision.
+        """
+        n = len(next(iter(obs.values())))
+        return self.act(obs, noise=self.draw_noise(n, generator)), None
 
     def forward(self, batch: ChunkBatch, rng: BatchRng | None = None) -> tuple[Tensor, Metrics]:
         """``loss``, under the name that data-parallel wrappers call."""

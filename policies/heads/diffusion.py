@@ -6,10 +6,11 @@ E ||A_theta - A||^2 ("sample", DP3). The network sees t = k / n_train_steps.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from policies.heads.head import Head
@@ -98,35 +99,88 @@ class DiffusionHead(Head):
         z = abar.sqrt() * action + (1 - abar).sqrt() * eps
         return z, k / self.n_train_steps, eps if self.prediction == "epsilon" else action
 
-    def _clean_and_noise(self, z: Tensor, k: int, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean chunk (clipped if asked) and noise in z_k (unclipped, as diffusers does) by the network's output."""
-        signal, sigma = self._abar[k] ** 0.5, (1 - self._abar[k]) ** 0.5
+    def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
+        """DDIM (eta = 0): noise (B, H, Da). DDPM: noise (B, K, H, Da)."""
+        if self.sampler == "ddim":
+            return self.sample_chain(cond, noise)[-1]
+        return self.sample_chain(cond, noise[:, 0], noise[:, 1:])[-1]
+
+    def sample_chain(
+        self,
+        cond: Float[Tensor, "b l c"],
+        z: Float[Tensor, "b h da"],
+        noise: Float[Tensor, "b m h da"] | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        eta: float = 0.0,
+        min_std: float = 0.0,
+    ) -> list[Tensor]:
+        """The chunks that the sampler's steps ``start`` .. ``stop`` - 1 pass through: [z, ..., result], (B, H, Da).
+
+        Args:
+            cond: observation tokens.
+            z: what step ``start`` begins with; pure noise for start = 0.
+            noise: added after each step, scaled by its std; a step beyond the last of them takes its mean.
+            start, stop: counted from noise to data, 0 .. K; all steps by default.
+            eta, min_std: see ``step_dist``.
+        """
+        steps = inference_timesteps(self.n_train_steps, self.n_inference_steps, self.spacing)
+        prepared = self.network.prepare(cond)
+        times = self.network_times([k / self.n_train_steps for k in steps], z)
+        chain = [z]
+        for j, i in enumerate(range(len(steps))[start:stop]):
+            *weights, std = self._weights(steps, i, eta, min_std)
+            z = self._mean(z, self.network(z, times[i], prepared), weights)
+            if noise is not None and j < noise.shape[1]:
+                z = z + std * noise[:, j]
+            chain.append(z)
+        return chain
+
+    def step_dist(
+        self,
+        z: Float[Tensor, "b h da"],
+        step: Int64[Tensor, " b"],
+        cond: Float[Tensor, "b l c"],
+        *,
+        eta: float = 0.0,
+        min_std: float = 0.0,
+    ) -> tuple[Float[Tensor, "b h da"], Float[Tensor, "b 1 1"]]:
+        """Mean and std of the Gaussian that a sampler's step draws the next chunk from; each row at its own step.
+
+        Args:
+            z: chunks before the step.
+            step: 0 (from pure noise) .. K - 1 (to the data).
+            cond: observation tokens.
+            eta: of DDIM's noise (Song et al. 2021, eq. 16): 0 deterministic, 1 as much as DDPM. DDPM does not use it.
+            min_std: std of the steps that have less, the last one above all (DPPO, Ren et al. 2025, sec. 4.3).
+        """
+        steps = inference_timesteps(self.n_train_steps, self.n_inference_steps, self.spacing)
+        table = torch.tensor([self._weights(steps, i, eta, min_std) for i in range(len(steps))], device=z.device)
+        *weights, std = table.to(z.dtype)[step][..., None, None].unbind(1)
+        t = torch.tensor(steps, device=z.device)[step].to(z.dtype) / self.n_train_steps
+        return self._mean(z, self.network(z, t, self.network.prepare(cond)), weights), std
+
+    def _weights(self, steps: list[int], i: int, eta: float, min_std: float) -> tuple[float, ...]:
+        """Of step i: sqrt(abar), sqrt(1 - abar), the weights of clean chunk and noise (DDPM: of z) in the mean; std."""
+        abar = self._abar[steps[i]]
+        abar_prev = self._abar[steps[i + 1]] if i + 1 < len(steps) else self._abar[-1]
+        alpha = abar / abar_prev
+        variance = (1 - abar_prev) / (1 - abar) * (1 - alpha)  # Ho et al., eq. 7, for the jump over several k
+        if self.sampler == "ddim":  # Song et al., eq. 12
+            variance *= eta**2
+            of_clean, of_other = abar_prev**0.5, max(1 - abar_prev - variance, 0.0) ** 0.5
+        else:
+            of_clean = abar_prev**0.5 * (1 - alpha) / (1 - abar)
+            of_other = alpha**0.5 * (1 - abar_prev) / (1 - abar)
+        return abar**0.5, (1 - abar) ** 0.5, of_clean, of_other, max(variance**0.5, min_std)
+
+    def _mean(self, z: Tensor, out: Tensor, weights: Sequence[Any]) -> Tensor:
+        """Of a step, by the network's output; clips the clean chunk if asked, never the noise, as diffusers does."""
+        signal, sigma, of_clean, of_other = weights
         if self.prediction == "sample":
             clean, eps = out, (z - signal * out) / sigma
         else:
             clean, eps = (z - sigma * out) / signal, out
-        return (clean.clamp(-1, 1) if self.clip_sample else clean), eps
-
-    def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
-        """DDIM: noise (B, H, Da). DDPM: noise (B, K, H, Da)."""
-        prepared = self.network.prepare(cond)
-        steps = inference_timesteps(self.n_train_steps, self.n_inference_steps, self.spacing)
-        z = noise[:, 0] if self.sampler == "ddpm" else noise
-        times = self.network_times([k / self.n_train_steps for k in steps], z)
-        for i, (k, t) in enumerate(zip(steps, times, strict=True)):
-            clean, eps = self._clean_and_noise(z, k, self.network(z, t, prepared))
-            previous = steps[i + 1] if i + 1 < len(steps) else -1
-            if self.sampler == "ddim":  # Song et al., eq. 12 with sigma = 0
-                z = self._abar[previous] ** 0.5 * clean + (1 - self._abar[previous]) ** 0.5 * eps
-            else:
-                z = self._ddpm_step(z, clean, k, previous, noise[:, i + 1] if previous >= 0 else None)
-        return z
-
-    def _ddpm_step(self, z: Tensor, clean: Tensor, k: int, previous: int, noise: Tensor | None) -> Tensor:
-        """Ho et al., eq. 6-7, for the jump k -> previous: posterior mean, and its variance while noise is given."""
-        abar, abar_prev = self._abar[k], self._abar[previous]
-        alpha = abar / abar_prev
-        mean = abar_prev**0.5 * (1 - alpha) / (1 - abar) * clean + alpha**0.5 * (1 - abar_prev) / (1 - abar) * z
-        if noise is None:
-            return mean
-        return mean + ((1 - abar_prev) / (1 - abar) * (1 - alpha)) ** 0.5 * noise
+        clean = clean.clamp(-1, 1) if self.clip_sample else clean
+        return of_clean * clean + of_other * (eps if self.sampler == "ddim" else z)

@@ -17,11 +17,11 @@ from envs.worker import Film
 TOY = {"suite": "toy", "obs": ["state"], "episode_length": 25, "radius": 0.15}
 
 
-def noisy_expert(obs, noise):
+def noisy_expert(obs, episode):
     """Towards the goal, with noise large enough to fail sometimes."""
     state = obs["state"][:, -1]
     towards = ((state[:, 2:] - state[:, :2]) / 0.1).clamp(-1, 1)
-    return towards[:, None] * 0.6 + 0.9 * torch.randn(1, 4, 2, generator=noise)
+    return towards[:, None] * 0.6 + 0.9 * torch.randn(1, 4, 2, generator=episode.generator)
 
 
 def outcome(results):
@@ -44,9 +44,9 @@ def test_does_not_depend_on_how_many_run_side_by_side():
 def test_metaworld_with_point_clouds_in_two_workers():
     args = {"suite": "metaworld", "name": "reach-v3", "episode_length": 12, "n_points": 64}
 
-    def act(obs, noise):
+    def act(obs, episode):
         centre = obs["pointcloud"][:, -1].mean(1)
-        return (0.1 * centre.sum() + torch.randn(1, 4, 4, generator=noise)).clamp(-1, 1)
+        return (0.1 * centre.sum() + torch.randn(1, 4, 4, generator=episode.generator)).clamp(-1, 1)
 
     runs = [evaluate(act, args, range(3), n_envs=n, n_obs_steps=2, n_action_steps=4, in_process=n == 1) for n in (1, 2)]
     assert outcome(runs[0]) == outcome(runs[1])

@@ -1,0 +1,373 @@
+"""Steering a frozen diffusion or flow policy through its noise (DSRL, Wagenmaker et al. 2025).
+
+The policy's sample is a function of its noise, a = pi_dp(s, w), so w in [-b, b] is an action space of its own, in
+which every action is one that the base could have taken.
+
+    DSRL-SAC   SAC on w:                 y = r + gamma min_m Q_W'(s', w'),       w' ~ pi_W(s')
+    DSRL-NA    critic on real actions:   y = r + gamma min_m Q_A'(s', pi_dp(s', w'))
+               distilled onto noise:     L = (Q_W(s, w) - mean Q_A(s, pi_dp(s, w)))^2,  w ~ N(0, I)
+    both       L_pi = alpha log pi_W(w|s) - mean_e Q_W(s, w),  alpha adjusted towards the target entropy 0
+
+NA learns from demonstrations too, because its critic judges actions. What is ours: the (w, pi_dp(s, w)) pairs that Q_W
+is distilled from are drawn when the transition is stored, several per observation, so an update of Q_W asks the base
+nothing; and the policy handed out stays the base until training episodes show that steering helps (algos.trust).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from algos.critic import EnsembleMLP, adam, move_towards, random_members
+from algos.demos import Demo
+from algos.features import Features
+from algos.off_policy import OffPolicy
+from algos.replay import Transition
+from algos.squash import UNIT_STD, squashed_gaussian
+from data.chunks import ChunkBatch, executed_slice
+from data.errors import ConfigError, ContractError
+from policies.chunk_policy import ChunkPolicy
+from policies.policy import Metrics, Obs, Policy
+
+
+class SteeredPolicy(Policy):
+    """The base, given a chosen noise instead of a drawn one.
+
+    Args:
+        base: a policy whose sample is a function of one noise chunk; frozen.
+        bound: b; each component of the noise lies in [-b, b].
+        repeat: choose one vector (Da,) and use it at every step of the chunk; false chooses all H of them.
+        hidden: of the steering network.
+
+    Attributes:
+        active: false makes it the base, acting on the noise it is given; part of the checkpoint.
+    """
+
+    active: Tensor
+
+    def __init__(self, base: Policy, *, bound: float = 1.5, repeat: bool = False, hidden: Sequence[int] = (256, 256)):
+        super().__init__(base.spec, base.n_obs_steps, base.horizon, base.n_action_steps)
+        if not isinstance(base, ChunkPolicy) or len(base.noise_shape) != 2:
+            raise ConfigError(
+                f"algo=dsrl steers a policy that is a function of one noise chunk (H, Da); the base's noise has shape "
+                f"{base.noise_shape}. With policy=diffusion choose the sampler ddim."
+            )
+        self.base: ChunkPolicy = base.eval().requires_grad_(False)
+        self.features = Features(base)
+        self.options = {"bound": bound, "repeat": repeat, "hidden": list(hidden)}
+        self.bound, self.repeat = bound, repeat
+        self.steer_dim = base.action_dim if repeat else base.horizon * base.action_dim
+        self.actor = EnsembleMLP(1, self.features.out_dim(), 2 * self.steer_dim, hidden=hidden, final_scale=0.1)
+        # It starts close to the base's own noise: standard deviation 1 before tanh.
+        self.actor.biases[-1].data[..., self.steer_dim :] += UNIT_STD
+        self.register_buffer("active", torch.tensor(False))
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The base's, (H, Da)."""
+        return self.base.noise_shape
+
+    def whole(self, w: Float[Tensor, "b d"]) -> Float[Tensor, "b h da"]:
+        """What the base takes as noise, from the components that are chosen."""
+        if self.repeat:
+            return w[:, None].expand(-1, self.horizon, -1)
+        return w.unflatten(1, (self.horizon, self.action_dim))
+
+    def draw(self, features: Float[Tensor, "b f"], eps: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
+        """w = b tanh(mean + std eps), and its log-density (B,) per unit of w / b."""
+        x, log_prob = squashed_gaussian(self.actor(features)[0], eps)
+        return self.bound * x, log_prob
+
+    def steer(self, obs: Obs) -> Float[Tensor, "b h da"]:
+        """The noise in the middle of the actor's distribution."""
+        mean = self.actor(self.features(obs))[0, :, : self.steer_dim]
+        return self.whole(self.bound * torch.tanh(mean))
+
+    def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
+        """The base's chunk for the chosen noise, or for ``noise`` while it is not active."""
+        return self.base.sample(obs, noise=self.steer(obs) if self.active else noise)
+
+    def encode(self, obs: Obs) -> Float[Tensor, "b l c"]:
+        """The base's tokens."""
+        return self.base.encode(obs)
+
+    def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """The base's."""
+        return self.base.unnormalise_action(action)
+
+    def loss(self, batch: ChunkBatch, rng: Any = None) -> tuple[Tensor, Metrics]:
+        """There is none: steering is trained by its rewards."""
+        raise ContractError("A SteeredPolicy has no imitation loss; train it with algo=dsrl.")
+
+
+class DSRL:
+    """Owns the steered policy, its critics in noise and action space, the replay, and its share of updates.
+
+    Args:
+        base: the policy to improve.
+        n_envs: environments that ``explore`` acts in.
+        variant: "na" or "sac", see the module.
+        bound, repeat, hidden: see SteeredPolicy.
+        n_critics, critic_hidden: of Q_A and of Q_W; n_target_critics: m, those of the minimum.
+        n_candidates: (w, chunk) pairs stored with each observation (na).
+        distill_steps: updates of Q_W per update of Q_A (na).
+        batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
+            replay_gb: see OffPolicy; steps are environment steps, n_step counts chunks.
+        tau: of the target critics. actor_lr, critic_lr, alpha_lr: Adam's.
+        alpha: entropy temperature at the start; target_entropy: per chosen component, of w / b.
+        backup_entropy: whether targets contain the entropy (SAC), or not (RLPD's choice for sparse rewards).
+        value_low, value_high: what any return lies between; null where that is not known.
+        seed: of exploration and batches.
+    """
+
+    exact_at_start = True
+
+    def __init__(
+        self,
+        base: Policy,
+        n_envs: int,
+        *,
+        variant: Literal["na", "sac"] = "na",
+        bound: float = 1.5,
+        repeat: bool = False,
+        hidden: Sequence[int] = (256, 256),
+        n_critics: int = 4,
+        critic_hidden: Sequence[int] = (256, 256),
+        n_target_critics: int = 2,
+        n_candidates: int = 8,
+        distill_steps: int = 2,
+        batch_size: int = 128,
+        utd_ratio: float = 0.5,
+        n_step: int = 1,
+        tau: float = 0.005,
+        actor_lr: float = 3e-4,
+        critic_lr: float = 3e-4,
+        alpha_lr: float = 3e-4,
+        alpha: float = 0.01,
+        target_entropy: float = 0.0,
+        backup_entropy: bool = False,
+        learning_starts: int = 2000,
+        warmup_steps: int = 6000,
+        base_fraction: float = 0.1,
+        quiet_fraction: float = 0.5,
+        value_low: float | None = 0.0,
+        value_high: float | None = 1.0,
+        replay_size: int = 1_000_000,
+        replay_gb: float = 2.0,
+        seed: int = 0,
+    ):
+        if variant not in ("na", "sac"):
+            raise ValueError(f"variant must be na or sac, not {variant!r}")
+        self.policy = SteeredPolicy(base, bound=bound, repeat=repeat, hidden=hidden).eval()
+        self.base, self.variant, self.n_action_steps = self.policy.base, variant, base.n_action_steps
+        n, executed = self.policy.features.out_dim(), base.n_action_steps * base.action_dim
+        self.noise_critic = EnsembleMLP(n_critics, n + self.policy.steer_dim, hidden=critic_hidden)
+        self.critic = EnsembleMLP(n_critics, n + executed, hidden=critic_hidden) if variant == "na" else None
+        self.target = copy.deepcopy(self.critic or self.noise_critic).requires_grad_(False)
+        learned = [*self.noise_critic.parameters(), *(self.critic.parameters() if self.critic else [])]
+        self.critic_optimiser = adam(learned, critic_lr)
+        self.actor_optimiser = adam(self.policy.actor.parameters(), actor_lr)
+        self.log_alpha = torch.nn.Parameter(torch.tensor(math.log(alpha)))
+        self.alpha_optimiser = adam([self.log_alpha], alpha_lr)
+        self.target_entropy, self.backup_entropy = target_entropy * self.policy.steer_dim, backup_entropy
+        self.n_target_critics, self.n_candidates, self.distill_steps = n_target_critics, n_candidates, distill_steps
+        self.tau, self.value_low, self.value_high = tau, value_low, value_high
+        self.core = OffPolicy(
+            n_envs,
+            batch_size=batch_size,
+            utd_ratio=utd_ratio,
+            n_step=n_step,
+            learning_starts=learning_starts,
+            warmup_steps=warmup_steps,
+            base_fraction=base_fraction,
+            quiet_fraction=quiet_fraction,
+            replay_size=replay_size,
+            replay_gb=replay_gb,
+            seed=seed,
+        )
+        self.generator = self.core.generator
+        self._now: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------------ acting
+
+    def _gaussian(self, n: int) -> Float[Tensor, "n d"]:
+        """What the base would have drawn, as chosen components."""
+        return torch.randn(n, self.policy.steer_dim, generator=self.generator)
+
+    def _chunk(self, tokens: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The executed actions (B, Ta, Da) in environment units, and flat in [-1, 1] as the critic sees them."""
+        chunk = self.base.unnormalise_action(self.base.decode(tokens, self.policy.whole(w)))
+        actions = chunk[:, executed_slice(self.base.n_obs_steps, self.base.n_action_steps)]
+        return actions, self._unit(actions)
+
+    def _unit(self, actions: Float[Tensor, "b ta da"]) -> Float[Tensor, "b d"]:
+        low, high = self.base.spec.action_low, self.base.spec.action_high
+        return ((actions - (low + high) / 2) / ((high - low) / 2)).flatten(1)
+
+    def _see(self, obs: Obs) -> dict[str, Tensor]:
+        """What is stored of an observation: features for the critics, tokens for the base."""
+        return {"features": self.policy.features(obs), "tokens": self.base.encode(obs)}
+
+    def _candidates(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Noise (B, M, D) and what the base makes of it (B, M, Ta * Da)."""
+        if self.critic is None:
+            return {}
+        m = self.n_candidates
+        w = self._gaussian(len(tokens) * m)
+        _, actions = self._chunk(tokens.repeat_interleave(m, 0), w)
+        return {"w": w.unflatten(0, (-1, m)), "chunk": actions.unflatten(0, (-1, m))}
+
+    @torch.no_grad()
+    def explore(self, obs: Obs, fresh: Bool[Tensor, " n"]) -> Float[Tensor, "n ta da"]:
+        """Chunks for the environments; ``fresh`` marks those whose episode has just begun."""
+        self.core.begin_episodes(fresh)
+        seen = self._see(obs)
+        eps = self._gaussian(len(fresh))
+        steered, _ = self.policy.draw(seen["features"], torch.where(self.core.quiet[:, None], 0.0, eps))
+        w = torch.where(self.core.base_only[:, None], eps, steered)
+        actions, unit = self._chunk(seen["tokens"], w)
+        self._now = {**seen, "action": w if self.critic is None else unit, "w": w}
+        return actions
+
+    @torch.no_grad()
+    def observe(self, step: Any) -> None:
+        """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
+        now, after = self._now, self._see(step.next_obs)
+        self.core.replay.add(
+            {k: now[k][:, None] for k in after},
+            now["action"],
+            step.reward,
+            step.discount,
+            step.terminated | step.truncated,
+            {k: v[:, None] for k, v in after.items()},
+            step.n_steps,
+            self._candidates(now["tokens"]),
+        )
+        self.policy.active.fill_(self.core.count(step))
+
+    def base_result(self, successes: int, episodes: int) -> None:
+        """What trust is measured against."""
+        self.core.trust.base(successes, episodes)
+
+    @torch.no_grad()
+    def add_demo(self, demo: Demo) -> None:
+        """A demonstration, chunk by chunk. A critic in noise space cannot use it: nobody knows the noise."""
+        if self.critic is None:
+            return
+        seen = {k: v[:, None, None] for k, v in self._see(demo.windows).items()}
+        unit = self._unit(demo.actions)
+        for d in range(len(unit)):
+            self.core.demos.add(
+                {k: v[d] for k, v in seen.items()},
+                unit[d : d + 1],
+                demo.reward[d : d + 1],
+                demo.discount[d : d + 1],
+                demo.done[d : d + 1],
+                {k: v[d + 1] for k, v in seen.items()},
+                demo.n_steps[d : d + 1],
+                self._candidates(seen["tokens"][d, 0]),
+            )
+
+    # ------------------------------------------------------------------ learning
+
+    def update(self) -> Metrics:
+        """The updates that are due; metrics of the last one."""
+        metrics: Metrics = {}
+        for batch in self.core.due():
+            metrics |= self.update_critic(batch)
+            if self.critic is not None:
+                for _ in range(self.distill_steps):
+                    metrics |= self.distill(batch)
+            if not self.core.warming_up:
+                metrics |= self.update_actor(batch)
+        return metrics
+
+    @torch.no_grad()
+    def td_target(self, batch: Transition) -> Float[Tensor, " b"]:
+        """y."""
+        features, tokens = batch.next_obs["features"][:, 0], batch.next_obs["tokens"][:, 0]
+        eps = self._gaussian(len(features))
+        if self.core.warming_up:  # the policy that acts is still the base
+            w, log_prob = eps, torch.zeros(len(eps))
+        else:
+            w, log_prob = self.policy.draw(features, eps)
+        action = w if self.critic is None else self._chunk(tokens, w)[1]
+        members = random_members(self.target.n_members, self.n_target_critics, self.generator)
+        value = self.target(torch.cat([features, action], 1), members)[..., 0].min(0).values
+        if self.backup_entropy:
+            value = value - self.log_alpha.exp() * log_prob
+        y = batch.reward + batch.discount * value
+        return y.clamp(self.value_low, self.value_high) if self.value_low is not None else y
+
+    def update_critic(self, batch: Transition) -> Metrics:
+        """L_Q: of Q_A, or of Q_W where there is no other."""
+        critic = self.critic or self.noise_critic
+        y = self.td_target(batch)
+        q = critic(torch.cat([batch.obs["features"][:, 0], batch.action], 1))[..., 0]
+        loss = (q - y).square().mean(1).sum()
+        self.critic_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimiser.step()
+        move_towards(self.target, critic, self.tau)
+        return {"critic_loss": loss.detach() / len(q), "q": q.detach().mean(), "q_std": q.detach().std(0).mean()}
+
+    def distill(self, batch: Transition) -> Metrics:
+        """L_W on one stored candidate of each observation."""
+        assert self.critic is not None
+        features = batch.obs["features"][:, 0]
+        pick = torch.randint(self.n_candidates, (len(features),), generator=self.generator)
+        rows = torch.arange(len(features))
+        w, chunk = batch.extras["w"][rows, pick], batch.extras["chunk"][rows, pick]
+        with torch.no_grad():
+            target = self.critic(torch.cat([features, chunk], 1))[..., 0].mean(0)
+        q = self.noise_critic(torch.cat([features, w], 1))[..., 0]
+        loss = (q - target).square().mean(1).sum()
+        self.critic_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimiser.step()
+        return {"distill_loss": loss.detach() / len(q)}
+
+    def update_actor(self, batch: Transition) -> Metrics:
+        """L_pi, and alpha towards the target entropy."""
+        features = batch.obs["features"][:, 0]
+        w, log_prob = self.policy.draw(features, self._gaussian(len(features)))
+        self.noise_critic.requires_grad_(False)
+        q = self.noise_critic(torch.cat([features, w], 1))[..., 0].mean(0)
+        alpha = self.log_alpha.exp().detach()
+        loss = (alpha * log_prob - q).mean()
+        self.actor_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.actor_optimiser.step()
+        self.noise_critic.requires_grad_(True)
+        entropy = -log_prob.detach().mean()
+        alpha_loss = self.log_alpha * (entropy - self.target_entropy)
+        self.alpha_optimiser.zero_grad(set_to_none=True)
+        alpha_loss.backward()
+        self.alpha_optimiser.step()
+        return {"actor_loss": loss.detach(), "entropy": entropy, "alpha": alpha}
+
+    # ------------------------------------------------------------------ state
+
+    _PARTS = ("noise_critic", "target", "actor_optimiser", "critic_optimiser", "alpha_optimiser", "core")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continues training bit-exactly, but for the environments."""
+        state = {name: getattr(self, name).state_dict() for name in self._PARTS}
+        state |= {"actor": self.policy.actor.state_dict(), "log_alpha": self.log_alpha.detach().clone()}
+        return state | ({"critic": self.critic.state_dict()} if self.critic is not None else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state_dict``."""
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.policy.actor.load_state_dict(state["actor"])
+        self.policy.active.fill_(self.core.trust.active)
+        self.log_alpha.data.copy_(state["log_alpha"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])

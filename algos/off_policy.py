@@ -1,0 +1,118 @@
+"""What the off-policy fine-tuners share: two replays, counted updates, trust, one random stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from algos.replay import Replay, Transition, mixed
+from algos.trust import Trust
+
+
+class OffPolicy:
+    """Bookkeeping between ``explore``, ``observe`` and ``update``.
+
+    Args:
+        n_envs: environments that are acted in.
+        batch_size: of an update; half of it demonstrations, when there are any.
+        utd_ratio: updates per environment step.
+        n_step: decisions per return.
+        learning_starts: environment steps before the first update.
+        warmup_steps: environment steps that are the base's alone, and teach the critics only.
+        base_fraction: of the later episodes, acted by the base alone.
+        quiet_fraction: of all episodes, acted without exploration noise: what trust looks at.
+        replay_size: decisions; replay_gb: gigabytes. Whichever is reached first.
+        seed: of exploration and batches.
+    """
+
+    def __init__(
+        self,
+        n_envs: int,
+        *,
+        batch_size: int,
+        utd_ratio: float,
+        n_step: int,
+        learning_starts: int,
+        warmup_steps: int,
+        base_fraction: float,
+        quiet_fraction: float,
+        replay_size: int,
+        replay_gb: float,
+        seed: int,
+    ):
+        self.n_envs, self.batch_size, self.utd_ratio, self.n_step = n_envs, batch_size, utd_ratio, n_step
+        self.learning_starts, self.warmup_steps, self.base_fraction = learning_starts, warmup_steps, base_fraction
+        self.generator = torch.Generator().manual_seed(seed)
+        budget = int(replay_gb * 1e9)
+        self.replay = Replay(n_envs, 1, capacity=max(2, replay_size // n_envs), budget_bytes=budget)
+        self.demos = Replay(1, 1, budget_bytes=budget)
+        self.trust = Trust()
+        self.quiet_fraction = quiet_fraction
+        self.base_only = torch.zeros(n_envs, dtype=torch.bool)  # whose present episode is the base's alone
+        self.quiet = torch.zeros(n_envs, dtype=torch.bool)  # whose present episode is acted without noise
+        self.env_steps = self.n_updates = 0
+        self.owed = 0.0  # updates that the environment steps so far have earned
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the actor has to wait."""
+        return self.env_steps < self.warmup_steps
+
+    def begin_episodes(self, fresh: Bool[Tensor, " n"]) -> None:
+        """Draws which of the ``fresh`` episodes the base acts alone, and which are acted without noise."""
+        share = 1.0 if self.warming_up else self.base_fraction
+        drawn = torch.rand(2, self.n_envs, generator=self.generator)
+        self.base_only = torch.where(fresh, drawn[0] < share, self.base_only)
+        self.quiet = torch.where(fresh, drawn[1] < self.quiet_fraction, self.quiet)
+
+    def count(self, step: Any) -> bool:
+        """Books a ChunkStep; returns whether the fine-tuned policy is to be trusted now."""
+        ended = (step.terminated | step.truncated) & self.quiet & ~self.base_only
+        for i in ended.nonzero()[:, 0].tolist():
+            self.trust.add(bool(step.success[i]))
+        n = int(step.n_steps.sum())
+        self.env_steps += n
+        if self.env_steps > self.learning_starts:
+            self.owed += n * self.utd_ratio
+        return self.trust.active
+
+    def due(self) -> Iterator[Transition]:
+        """A batch for every update that is due."""
+        while self.owed >= 1:
+            self.owed -= 1
+            self.n_updates += 1
+            yield self.batch()
+
+    def batch(self) -> Transition:
+        """Half demonstrations, half experience; all experience without demonstrations."""
+        n = self.batch_size // 2 if len(self.demos) else self.batch_size
+        batch = self.replay.sample(n, n_step=self.n_step, generator=self.generator)
+        if len(self.demos):
+            rest = self.batch_size - n
+            batch = mixed(batch, self.demos.sample(rest, n_step=self.n_step, generator=self.generator))
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything."""
+        return {
+            "replay": self.replay.state_dict(),
+            "demos": self.demos.state_dict(),
+            "trust": self.trust.state_dict(),
+            "base_only": self.base_only,
+            "quiet": self.quiet,
+            "generator": self.generator.get_state(),
+            "counters": (self.env_steps, self.n_updates, self.owed),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state_dict``."""
+        self.replay.load_state_dict(state["replay"])
+        self.demos.load_state_dict(state["demos"])
+        self.trust.load_state_dict(state["trust"])
+        self.base_only, self.quiet = state["base_only"].clone(), state["quiet"].clone()
+        self.generator.set_state(state["generator"])
+        self.env_steps, self.n_updates, self.owed = state["counters"]

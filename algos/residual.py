@@ -1,0 +1,395 @@
+"""Residual off-policy RL on a frozen chunked base (ResFiT, Ankile et al. 2025), made safe against its early dip.
+
+a = a_base + scale * pi(s, a_base), corrected at every control step; the base is only asked for actions. TD3 with E
+critics (eq. 3-4 of the paper, REDQ's subset minimum):
+
+    y = sum_{i<n} gamma^i r_i + gamma^n min_{m of E} Q'(s', a')      L_Q = sum_e (Q_e(s, a) - y)^2
+    L_pi = -mean_e Q_e(s, a_base + scale * pi(s, a_base)) + lambda |pi(s, a_base)|^2
+
+What is ours: a' is the better of the base's and the corrected next action (as in IBRL, Hu et al. 2023), exploration
+noise is correlated in time, and the policy handed out stays the base until training episodes show that the corrections
+help (algos.trust).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from algos.critic import EnsembleMLP, adam, move_towards, random_members
+from algos.demos import Demo
+from algos.features import Features
+from algos.off_policy import OffPolicy
+from algos.replay import Transition
+from data.chunks import ChunkBatch
+from data.errors import ContractError
+from policies.policy import Metrics, Obs, Policy
+
+LAMBDA_RATE = 1e-3  # step of log lambda per actor update
+
+
+class BaseQueue:
+    """What is left of the base's chunk in each of N environments; outside the policy, emptied when episodes end."""
+
+    def __init__(self, base: Policy, n: int):
+        self.chunk = torch.zeros(n, base.n_action_steps, base.action_dim)
+        self.at = torch.full((n,), base.n_action_steps)
+
+    def clear(self, rows: Bool[Tensor, " n"]) -> None:
+        """Forgets the chunks of the chosen environments."""
+        self.at[rows] = self.chunk.shape[1]
+
+    def next(
+        self, base: Policy, obs: Obs, generator: torch.Generator | None, rows: Bool[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "n da"]:
+        """The base's next action everywhere; environments (of ``rows``) without one are asked for a new chunk.
+
+        Outside ``rows`` nothing moves, and what comes back is the last action again.
+        """
+        rows = torch.ones(len(self.at), dtype=torch.bool) if rows is None else rows
+        empty = (rows & (self.at >= self.chunk.shape[1])).nonzero()[:, 0]
+        if len(empty):
+            noise = base.draw_noise(len(empty), generator)
+            chunk = base.act({k: v[empty.to(v.device)] for k, v in obs.items()}, noise=noise)
+            self.chunk[empty] = chunk.to(self.chunk.device)
+            self.at[empty] = 0
+        at = torch.where(rows, self.at, (self.at - 1).clamp(min=0))
+        self.at[rows] += 1
+        return self.chunk[torch.arange(len(at)), at]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Chunks and positions."""
+        return {"chunk": self.chunk.clone(), "at": self.at.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Inverse of ``state_dict``."""
+        self.chunk, self.at = state["chunk"].clone(), state["at"].clone()
+
+
+class ResidualPolicy(Policy):
+    """The base's chunk, executed step by step, each step corrected from the newest observation.
+
+    Args:
+        base: any policy; frozen.
+        scale: largest correction, as a part of half the action range.
+        hidden: of the correcting network; its last layer starts at zero, so an untrained one is the base exactly.
+        layer_norm: in the correcting network.
+
+    Attributes:
+        active: false makes it the base, whatever the network says; part of the checkpoint.
+    """
+
+    active: Tensor
+
+    def __init__(
+        self, base: Policy, *, scale: float = 0.2, hidden: Sequence[int] = (256, 256), layer_norm: bool = True
+    ):
+        super().__init__(base.spec, base.n_obs_steps, base.horizon, 1)
+        self.base = base.eval().requires_grad_(False)
+        self.features = Features(base)
+        self.options = {"scale": scale, "hidden": list(hidden), "layer_norm": layer_norm}
+        self.scale = scale
+        n, da = self.features.out_dim(), base.action_dim
+        self.actor = EnsembleMLP(1, n + da, da, hidden=hidden, layer_norm=layer_norm, final_scale=0.0)
+        self.register_buffer("active", torch.tensor(False))
+        low, high = base.spec.action_low, base.spec.action_high
+        self._centre, self._half = (high + low) / 2, (high - low) / 2
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The base's."""
+        return self.base.noise_shape
+
+    def unit(self, action: Tensor) -> Tensor:
+        """Environment units -> [-1, 1], as actor and critics see actions."""
+        return (action - self._centre) / self._half
+
+    def environment(self, unit: Tensor) -> Tensor:
+        """Inverse of ``unit``, clipped to the action range; exact where nothing was added."""
+        return (unit * self._half + self._centre).clamp(self.spec.action_low, self.spec.action_high)
+
+    def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+        """scale * pi(s, a_base), unit actions."""
+        return self.scale * torch.tanh(self.actor(torch.cat([features, base], 1))[0])
+
+    def corrected(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+        """a_base + scale * pi, unit actions; the base's exactly where the correction is zero."""
+        return (base + self.residual(features, base)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def act_from(
+        self, obs: Obs, memory: BaseQueue | None, generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, "b ta da"], BaseQueue]:
+        """One control step; the memory is the rest of the base's chunk."""
+        queue = memory or BaseQueue(self.base, len(next(iter(obs.values()))))
+        base = queue.next(self.base, obs, generator).to(next(self.parameters()).device)
+        return self.correct(obs, base)[:, None], queue
+
+    def correct(self, obs: Obs, base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+        """The base's action corrected from ``obs``; environment units."""
+        if not self.active:
+            return base
+        unit = self.unit(base)
+        action = self.corrected(self.features(obs), unit)
+        return torch.where((action != unit).any(1, keepdim=True), self.environment(action), base)
+
+    @torch.no_grad()
+    def act(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b ta da"]:
+        """The first step of a new chunk of the base, corrected."""
+        self.check_obs(obs)
+        return self.correct(obs, self.base.act(obs, noise=noise)[:, 0])[:, None]
+
+    def encode(self, obs: Obs) -> Float[Tensor, "b l c"]:
+        """The base's tokens."""
+        return self.base.encode(obs)
+
+    def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
+        """The base's chunk; only the step about to be executed can be corrected, which ``act`` does."""
+        return self.base.sample(obs, noise=noise)
+
+    def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """The base's."""
+        return self.base.unnormalise_action(action)
+
+    def loss(self, batch: ChunkBatch, rng: Any = None) -> tuple[Tensor, Metrics]:
+        """There is none: a residual is trained by its rewards."""
+        raise ContractError("A ResidualPolicy has no imitation loss; train it with algo=residual.")
+
+
+class Residual:
+    """Owns the residual policy, its critics, the replay, and its share of updates per environment step.
+
+    Args:
+        base: the policy to improve.
+        n_envs: environments that ``explore`` acts in.
+        scale, hidden: see ResidualPolicy.
+        n_critics, critic_hidden: E critics and their widths; n_target_critics: m, those of the minimum.
+        batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
+            replay_gb: see OffPolicy; an update is one of the critics.
+        actor_every: critic updates per actor update.
+        tau: of the target critics.
+        actor_lr, critic_lr: Adam's.
+        explore_std: of the Gaussian noise on actions, as a part of half the action range; explore_corr: its correlation
+            from one step to the next. Noise that forgets itself at once moves an arm nowhere.
+        residual_rms: what lambda keeps the root mean square of pi at; null leaves pi free (lambda = 0).
+        target_std: of the smoothing noise on a' (TD3).
+        value_low, value_high: what any return lies between; null where that is not known.
+        seed: of exploration and batches.
+    """
+
+    n_action_steps = 1
+    exact_at_start = True  # see algos.gate
+
+    def __init__(
+        self,
+        base: Policy,
+        n_envs: int,
+        *,
+        scale: float = 0.2,
+        hidden: Sequence[int] = (256, 256),
+        n_critics: int = 4,
+        critic_hidden: Sequence[int] = (256, 256),
+        n_target_critics: int = 2,
+        batch_size: int = 128,
+        utd_ratio: float = 2.0,
+        actor_every: int = 2,
+        n_step: int = 3,
+        tau: float = 0.005,
+        actor_lr: float = 1e-4,
+        critic_lr: float = 3e-4,
+        learning_starts: int = 1000,
+        warmup_steps: int = 4000,
+        explore_std: float = 0.1,
+        explore_corr: float = 0.9,
+        residual_rms: float | None = 0.2,
+        target_std: float = 0.05,
+        base_fraction: float = 0.1,
+        quiet_fraction: float = 0.5,
+        value_low: float | None = 0.0,
+        value_high: float | None = 1.0,
+        replay_size: int = 1_000_000,
+        replay_gb: float = 2.0,
+        seed: int = 0,
+    ):
+        self.policy = ResidualPolicy(base, scale=scale, hidden=hidden).eval()
+        self.base = base
+        width = self.policy.features.out_dim() + base.action_dim
+        self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor_optimiser = adam(self.policy.actor.parameters(), actor_lr)
+        self.critic_optimiser = adam(self.critic.parameters(), critic_lr)
+        self.core = OffPolicy(
+            n_envs,
+            batch_size=batch_size,
+            utd_ratio=utd_ratio,
+            n_step=n_step,
+            learning_starts=learning_starts,
+            warmup_steps=warmup_steps,
+            base_fraction=base_fraction,
+            quiet_fraction=quiet_fraction,
+            replay_size=replay_size,
+            replay_gb=replay_gb,
+            seed=seed,
+        )
+        self.generator = self.core.generator
+        self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
+        self.explore_std, self.explore_corr, self.target_std = explore_std, explore_corr, target_std
+        self.value_low, self.value_high = value_low, value_high
+        self.residual_rms, self.log_lambda = residual_rms, math.log(0.1)
+        self.queue = BaseQueue(base, n_envs)
+        self.noise = torch.zeros(n_envs, base.action_dim)
+        self._now: dict[str, Tensor] = {}  # features, base's and own action of the present decision
+
+    # ------------------------------------------------------------------ acting
+
+    @torch.no_grad()
+    def explore(self, obs: Obs, fresh: Bool[Tensor, " n"]) -> Float[Tensor, "n ta da"]:
+        """Actions for the environments; ``fresh`` marks those whose episode has just begun."""
+        if not self._now or fresh.any():
+            self._begin(obs, fresh)
+        features, base = self._now["features"], self._now["base"]
+        action = torch.where(self.core.base_only[:, None], base, self.policy.corrected(features, base))
+        drawn = torch.randn(action.shape, generator=self.generator)
+        keep = torch.where(fresh, 0.0, self.explore_corr)[:, None]
+        self.noise = keep * self.noise + (1 - keep.square()).sqrt() * drawn
+        std = torch.where(self.core.quiet, 0.0, self.explore_std)[:, None]
+        self._now["action"] = (action + std * self.noise).clamp(-1, 1)
+        return self.policy.environment(self._now["action"])[:, None]
+
+    def _begin(self, obs: Obs, fresh: Tensor) -> None:
+        """New episodes: no chunk of the last one is left, and the base gets its share of them."""
+        self.queue.clear(fresh)
+        self.core.begin_episodes(fresh)
+        base = self.policy.unit(self.queue.next(self.base, obs, self.generator, fresh))
+        if self._now:
+            base = torch.where(fresh[:, None], base, self._now["base"])
+        self._now = {"features": self.policy.features(obs), "base": base}
+
+    @torch.no_grad()
+    def observe(self, step: Any) -> None:
+        """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
+        now = self._now
+        features = self.policy.features(step.next_obs)
+        base = self.policy.unit(self.queue.next(self.base, step.next_obs, self.generator, ~step.terminated))
+        self.core.replay.add(
+            {"features": now["features"][:, None]},
+            now["action"],
+            step.reward,
+            step.discount,
+            step.terminated | step.truncated,
+            {"features": features[:, None]},
+            step.n_steps,
+            {"base": now["base"], "next_base": base},
+        )
+        self._now = {"features": features, "base": base}
+        self.policy.active.fill_(self.core.count(step))
+
+    def base_result(self, successes: int, episodes: int) -> None:
+        """What trust is measured against."""
+        self.core.trust.base(successes, episodes)
+
+    @torch.no_grad()
+    def add_demo(self, demo: Demo) -> None:
+        """A demonstration, step by step, beside the base's chunks along it."""
+        features = self.policy.features(demo.windows)[:, None, None]
+        queue = BaseQueue(self.base, 1)
+        base = [
+            self.policy.unit(queue.next(self.base, {k: v[t : t + 1] for k, v in demo.windows.items()}, self.generator))
+            for t in range(len(features))
+        ]
+        unit = self.policy.unit(demo.actions[:, 0])
+        for t in range(len(unit)):
+            self.core.demos.add(
+                {"features": features[t]},
+                unit[t : t + 1],
+                demo.reward[t : t + 1],
+                demo.discount[t : t + 1],
+                demo.done[t : t + 1],
+                {"features": features[t + 1]},
+                demo.n_steps[t : t + 1],
+                {"base": base[t], "next_base": base[t + 1]},
+            )
+
+    # ------------------------------------------------------------------ learning
+
+    def update(self) -> Metrics:
+        """The updates that are due; metrics of the last one."""
+        metrics: Metrics = {}
+        for batch in self.core.due():
+            metrics |= self.update_critic(batch)
+            if not self.core.warming_up and self.core.n_updates % self.actor_every == 0:
+                metrics |= self.update_actor(batch)
+        return metrics
+
+    @torch.no_grad()
+    def td_target(self, batch: Transition) -> Float[Tensor, " b"]:
+        """y: the better of the base's and the corrected next action, each by its minimum over m target critics."""
+        features, base = batch.next_obs["features"][:, 0], batch.extras["next_base"]
+        noise = torch.randn(base.shape, generator=self.generator).clamp(-2, 2) * self.target_std
+        corrected = (self.policy.corrected(features, base) + noise).clamp(-1, 1)
+        both = torch.cat([torch.cat([features, corrected], 1), torch.cat([features, base], 1)])
+        members = random_members(self.target.n_members, self.n_target_critics, self.generator)
+        value = torch.stack(self.target(both, members)[..., 0].min(0).values.chunk(2)).max(0).values
+        y = batch.reward + batch.discount * value
+        return y.clamp(self.value_low, self.value_high) if self.value_low is not None else y
+
+    def update_critic(self, batch: Transition) -> Metrics:
+        """L_Q."""
+        y = self.td_target(batch)
+        q = self.critic(torch.cat([batch.obs["features"][:, 0], batch.action], 1))[..., 0]
+        loss = (q - y).square().mean(1).sum()
+        self.critic_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.critic_optimiser.step()
+        move_towards(self.target, self.critic, self.tau)
+        return {"critic_loss": loss.detach() / len(q), "q": q.detach().mean(), "q_std": q.detach().std(0).mean()}
+
+    def update_actor(self, batch: Transition) -> Metrics:
+        """L_pi."""
+        features, base = batch.obs["features"][:, 0], batch.extras["base"]
+        residual = self.policy.residual(features, base)
+        self.critic.requires_grad_(False)
+        loss = -self.critic(torch.cat([features, (base + residual).clamp(-1, 1)], 1))[..., 0].mean()
+        size = (residual / self.policy.scale).square().mean()
+        if self.residual_rms is not None:
+            loss = loss + math.exp(self.log_lambda) * size
+            excess = float(size.detach()) / self.residual_rms**2 - 1
+            self.log_lambda += LAMBDA_RATE * max(-1.0, min(1.0, excess))
+        self.actor_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.actor_optimiser.step()
+        self.critic.requires_grad_(True)
+        return {
+            "actor_loss": loss.detach(),
+            "residual": size.detach().sqrt(),
+            "lambda": torch.tensor(math.exp(self.log_lambda)),
+        }
+
+    # ------------------------------------------------------------------ state
+
+    _PARTS = ("critic", "target", "actor_optimiser", "critic_optimiser", "core", "queue")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continues training bit-exactly, but for the environments."""
+        parts = {name: getattr(self, name).state_dict() for name in self._PARTS}
+        return {
+            **parts,
+            "actor": self.policy.actor.state_dict(),
+            "noise": self.noise,
+            "now": self._now,
+            "log_lambda": self.log_lambda,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state_dict``."""
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.policy.actor.load_state_dict(state["actor"])
+        self.policy.active.fill_(self.core.trust.active)
+        self.noise, self._now, self.log_lambda = state["noise"], dict(state["now"]), state["log_lambda"]

@@ -1,0 +1,146 @@
+"""On-policy residual on a frozen chunked base (ResiP, Ankile et al. 2025): corrected at every control step by PPO.
+
+    a = a_base + scale * u,  u ~ N(mu(s, a_base), std^2)
+
+The base is only asked for actions; the deployed policy takes u = mu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from algos.ppo import OnPolicy, PPOOptions
+from algos.residual import BaseQueue, ResidualPolicy
+from data.chunks import ChunkBatch
+from data.errors import ContractError
+from policies.policy import Metrics, Obs, Policy
+
+
+class ResidualGaussianPolicy(ResidualPolicy):
+    """The base's chunk, executed step by step, each step corrected by the mean of a Gaussian.
+
+    Args:
+        base: any policy; frozen.
+        scale: of the correction, as a part of half the action range. Unlike ResidualPolicy's, it is not a bound.
+        hidden: of the network for mu; its last layer starts at zero, so an untrained one is the base exactly.
+    """
+
+    def __init__(self, base: Policy, *, scale: float = 0.1, hidden: Sequence[int] = (256, 256)):
+        super().__init__(base, scale=scale, hidden=hidden)
+        self.active.fill_(True)
+        self.options = {"scale": scale, "hidden": list(hidden)}
+
+    def mean(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+        """mu(s, a_base); ``base`` in unit actions."""
+        return self.actor(torch.cat([features, base], 1))[0]
+
+    def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+        """scale * mu(s, a_base), unit actions."""
+        return self.scale * self.mean(features, base)
+
+    def loss(self, batch: ChunkBatch, rng: Any = None) -> tuple[Tensor, Metrics]:
+        """There is none: a residual is trained by its rewards."""
+        raise ContractError("A ResidualGaussianPolicy has no imitation loss; train it with algo=residual_ppo.")
+
+
+class ResidualPPO(OnPolicy):
+    """Owns the residual policy, its critic V(s, a_base) and the rollout.
+
+    Args:
+        base: the policy to improve.
+        n_envs: environments that ``explore`` acts in.
+        scale, hidden: see ResidualGaussianPolicy.
+        std: of u in exploration; fixed.
+        clip_ratio: eps of the surrogate.
+        rollout_steps: control steps of each environment between updates.
+        batch_size: of minibatches, in control steps. epochs: over a rollout.
+        lam: of the advantages, per control step.
+        target_kl: divergence at which the actor stops before its epochs are done.
+        actor_lr, critic_lr: Adam's. critic_hidden: widths. grad_clip: largest norm of a gradient.
+        critic_warmup: rollouts for the critic alone.
+        seed: of exploration and minibatches.
+    """
+
+    def __init__(
+        self,
+        base: Policy,
+        n_envs: int,
+        *,
+        scale: float = 0.1,
+        hidden: Sequence[int] = (256, 256),
+        std: float = 0.37,
+        clip_ratio: float = 0.2,
+        rollout_steps: int = 128,
+        batch_size: int = 256,
+        epochs: int = 10,
+        lam: float = 0.95,
+        target_kl: float = 0.1,
+        actor_lr: float = 3e-4,
+        critic_lr: float = 1e-3,
+        critic_hidden: Sequence[int] = (256, 256),
+        critic_warmup: int = 1,
+        grad_clip: float = 1.0,
+        seed: int = 0,
+    ):
+        policy = ResidualGaussianPolicy(base, scale=scale, hidden=hidden).eval()
+        options = PPOOptions(
+            rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, critic_lr, critic_hidden, critic_warmup,
+            grad_clip,
+        )  # fmt: skip
+        n_features = policy.features.out_dim() + base.action_dim
+        policy.actor.to(next(base.parameters()).device)
+        super().__init__(policy, policy.actor, n_envs, n_features, options, seed=seed)
+        self.gaussian, self.std, self.clip_ratio = policy, std, clip_ratio
+        self.queue = BaseQueue(base, n_envs)
+
+    @torch.no_grad()
+    def explore(self, obs: Obs, fresh: Bool[Tensor, " n"]) -> Float[Tensor, "n ta da"]:
+        """A sampled correction of the base's next action; see OnPolicy."""
+        if not self._now or fresh.any():
+            self.queue.clear(fresh)
+            new = self._look(obs, fresh)
+            self._now = new if not self._now else {k: _where(fresh, v, self._now[k]) for k, v in new.items()}
+        features, base = self._now["features"], self._now["base"]
+        mean = self.gaussian.actor(features)[0]
+        self._now["u"] = mean + self.std * self._draw(*mean.shape)
+        return self.gaussian.environment((base + self.gaussian.scale * self._now["u"]).clamp(-1, 1))[:, None]
+
+    def _look(self, obs: Obs, rows: Bool[Tensor, " n"]) -> dict[str, Tensor]:
+        """The base's next action in the environments ``rows``, and what actor and critic see."""
+        obs = {k: v.to(self.device) for k, v in obs.items()}
+        base = self.gaussian.unit(self.queue.next(self.gaussian.base, obs, self.generator, rows).to(self.device))
+        return {"features": torch.cat([self.gaussian.features(obs), base], 1), "base": base}
+
+    @torch.no_grad()
+    def observe(self, step: Any) -> None:
+        """Stores the decision; a time-out's successor is valued with the action the base would have gone on with."""
+        following = self._look(step.next_obs, ~step.terminated)
+        self._store({k: self._now[k] for k in ("features", "u")}, step, following["features"])
+        self._now = following
+
+    def log_prob(self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """log N(u; mu, std^2) summed over the action's dimensions."""
+        mean = self.gaussian.actor(self.rollout.flat("features")[decision])[0]
+        return torch.distributions.Normal(mean, self.std).log_prob(self.rollout.flat("u")[decision]).sum(1)
+
+    def clip(self, part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The same for all."""
+        return torch.full((len(part),), self.clip_ratio, device=part.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See OnPolicy."""
+        return {**super().state_dict(), "queue": self.queue.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state_dict``."""
+        super().load_state_dict(state)
+        self.queue.load_state_dict(state["queue"])
+
+
+def _where(rows: Bool[Tensor, " n"], new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(rows.to(new.device)[:, None], new, old)

@@ -1,0 +1,73 @@
+"""Fine-tuning starts from a trained policy: ``base=RUN_DIR`` brings its task, observations and demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.episodes import EpisodeStore
+from data.errors import ConfigError, DataError
+from data.spec import TaskSpec
+from envs.make import make_env
+from policies.checkpoint import check_contract, load_policy, read_config
+from policies.policy import Policy
+
+OF_THE_BASE = ("task", "obs", "policy", "network", "encoder", "n_obs_steps", "horizon")
+
+
+def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
+    """``config`` with all that belongs to the base taken from its checkpoint.
+
+    Raises:
+        ConfigError: no base, or an option on the command line that the base has fixed already.
+    """
+    name = config["algo"]["name"]
+    if config["base"] is None:
+        raise ConfigError(f"algo={name} improves a trained policy: say which with base=RUN_DIR.")
+    for override in argv:
+        key = override.split("=")[0].lstrip("+~")
+        if key.split(".")[0] in OF_THE_BASE:
+            raise ConfigError(
+                f"'{override}' is fixed by the base {config['base']}, trained with its own {key.split('.')[0]}. "
+                "Inference options of the base are base_policy.n_inference_steps and n_action_steps."
+            )
+    document = read_config(config["base"])
+    trained = document["meta"].get("train_config", {})
+    adopted = {k: trained[k] for k in OF_THE_BASE if k in trained}
+    out = {**config, **adopted}
+    if not any(a.startswith("run_dir=") for a in argv):
+        out["run_dir"] = f"{str(config['base']).rstrip('/')}-{name}-s{config['seed']}"
+    n_action_steps = next((True for a in argv if a.startswith("n_action_steps=")), False)
+    if not n_action_steps:
+        out["n_action_steps"] = document["config"]["n_action_steps"]
+    return out
+
+
+def base_and_demos(config: dict[str, Any], device: torch.device) -> tuple[Policy, TaskSpec, EpisodeStore | None]:
+    """The base policy, its task, and the demonstrations it was trained on (or those of data.path).
+
+    Adds to ``config`` what the checkpoint of the fine-tuned policy needs: "base_config", "base_demo_seeds".
+    """
+    options = {k: v for k, v in config["base_policy"].items() if v is not None}
+    policy = load_policy(config["base"], device=device, overrides=options, n_action_steps=config["n_action_steps"])
+    document = read_config(config["base"])
+    base_config = {**document["config"], "n_action_steps": config["n_action_steps"]}
+    base_config["policy"] = {**base_config["policy"], **options}
+    config["base_config"] = base_config
+    config["base_demo_seeds"] = document["meta"].get("demo_seeds", [])
+    env = make_env(policy.spec.env_args)
+    env.close()
+    check_contract(policy, env.spec, f"Task {env.spec.name}")
+    path = config["data"]["path"] or document["meta"].get("dataset")
+    if not config["algo"]["demos"] or path is None:
+        return policy, policy.spec, None
+    if not Path(path).exists():
+        raise DataError(
+            f"The base's demonstrations are no longer at {path}. Give data.path=..., or algo.demos=false to do without."
+        )
+    if config["data"]["path"] is None:
+        config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]
+    return policy, policy.spec, EpisodeStore.open(path)

@@ -1,0 +1,84 @@
+"""Gate, trust and history: what keeps a fine-tuner honest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from algos.gate import check_gate
+from algos.trust import Trust
+from data.errors import TrainingError
+from envs.evaluate import wilson_interval
+from launch.history import History, smoothed
+
+
+@dataclass
+class End:
+    success: bool
+    length: int = 10
+    digest: str = "a"
+
+
+def ends(*successes):
+    return [End(bool(s)) for s in successes]
+
+
+def test_exact_gate_looks_at_every_episode():
+    check_gate(ends(1, 0, 1), ends(1, 0, 1), exact=True)
+    with pytest.raises(TrainingError, match=r"2/3 episodes succeed under the base, 2/3 .* 2 of 3"):
+        check_gate(ends(1, 0, 1), ends(0, 1, 1), exact=True)
+    with pytest.raises(TrainingError, match="acted differently"):
+        check_gate([End(True)], [End(True, digest="b")], exact=True)
+
+
+def test_other_gate_allows_what_chance_allows():
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        try:
+            check_gate(ends(*(rng.random(50) < 0.5)), ends(*(rng.random(50) < 0.5)), exact=False)
+        except TrainingError:
+            refused += 1
+    assert refused <= 6
+    with pytest.raises(TrainingError, match=r"30/50 .* 5/50"):
+        check_gate(ends(*[1] * 30, *[0] * 20), ends(*[1] * 5, *[0] * 45), exact=False)
+
+
+def test_trust_follows_the_wilson_bounds():
+    rng = np.random.default_rng(1)
+    trust, seen, active = Trust(window=20, z=1.0), [], False
+    trust.base(12, 20)
+    for i in range(400):
+        success = bool(rng.random() < (0.3 if i < 100 else 0.95 if i < 250 else 0.2))
+        seen.append(success)
+        recent = seen[-20:]
+        low, high = wilson_interval(sum(recent), len(recent), z=1.0)
+        if len(recent) >= 10:
+            active = True if low > 0.6 else False if high < 0.6 else active
+        assert trust.add(success) == active
+    states = [trust.state_dict()]
+    other = Trust(window=20, z=1.0)
+    other.load_state_dict(states[0])
+    assert other.add(True) == trust.add(True)
+
+
+def test_an_unknown_base_is_not_passed():
+    trust = Trust(window=10)
+    assert not any(trust.add(True) for _ in range(50))
+
+
+def test_dip_is_of_the_smoothed_evaluations():
+    history = History()
+    assert history.dip() is None
+    history.begin({"success_rate": 0.5, "success_ci95": [0.4, 0.6]})
+    for step, rate in enumerate([0.5, 0.2, 0.35, 0.9, 0.95]):
+        history.evaluated(step * 1000, rate)
+    assert smoothed([0.5, 0.2]) == [0.35]
+    assert history.dip() == pytest.approx(0.5 - 0.35)
+    facts = history.facts()
+    assert (facts["env_steps_to_90"], facts["env_steps_to_95"]) == (3000, 4000)
+    again = History()
+    again.load_state_dict(history.state_dict())
+    assert again.facts() == facts

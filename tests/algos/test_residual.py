@@ -1,0 +1,213 @@
+"""Residual TD3: the base exactly at the start, targets against known values, queues that never outlive an episode."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from algos.gate import check_gate
+from algos.replay import Transition
+from algos.residual import BaseQueue, Residual, ResidualPolicy
+from data.chunks import ChunkBatch
+from data.errors import ContractError, TrainingError
+from policies.checkpoint import load_policy, save_policy, wrapped_config
+from tests.algos.conftest import HEADS, Rollout, base_config, demos, outcomes, returns
+
+SMALL = {
+    "hidden": [16, 16], "critic_hidden": [16, 16], "n_critics": 3, "batch_size": 16, "learning_starts": 5,
+    "warmup_steps": 20,
+}  # fmt: skip
+every_head = pytest.mark.parametrize("head", HEADS)
+
+
+def learned(policy: ResidualPolicy) -> ResidualPolicy:
+    """With corrections that are not zero."""
+    torch.manual_seed(1)
+    for p in policy.actor.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    policy.active.fill_(True)
+    return policy
+
+
+@every_head
+@pytest.mark.parametrize("active", [False, True])
+def test_zero_residual_is_the_base(make_base, head, active):
+    base = make_base(head)
+    policy = ResidualPolicy(base, hidden=[16])
+    policy.active.fill_(active)
+    check_gate(outcomes(base), outcomes(policy), exact=True)
+
+
+@every_head
+def test_save_and_load_act_alike(make_base, head, tmp_path):
+    base = make_base(head)
+    policy = learned(ResidualPolicy(base, hidden=[16], scale=0.3)).eval()
+    save_policy(tmp_path / "c", policy, wrapped_config(policy, base_config(head)))
+    loaded = load_policy(tmp_path / "c")
+    assert isinstance(loaded, ResidualPolicy)
+    assert loaded.scale == 0.3
+    obs = {"state": torch.randn(5, 2, 4)}
+    noise = policy.draw_noise(5, torch.Generator().manual_seed(0))
+    actions = policy.act(obs, noise=noise)
+    assert actions.shape == (5, 1, 2)
+    assert torch.equal(actions, loaded.act(obs, noise=noise))
+    assert not torch.equal(actions[:, 0], base.act(obs, noise=noise)[:, 0])
+    assert np.array_equal(returns(outcomes(policy)), returns(outcomes(loaded)))
+    with pytest.raises(ContractError, match="algo=residual"):
+        loaded.loss(ChunkBatch(obs, torch.zeros(5, 6, 2), torch.zeros(5, 6) > 0))
+
+
+def test_corrections_stay_within_their_scale(make_base):
+    policy = learned(ResidualPolicy(make_base(), scale=0.1))
+    features, base = torch.randn(50, policy.features.out_dim()), torch.rand(50, 2) * 2 - 1
+    corrected = policy.corrected(features, base)
+    assert (corrected - base).abs().max() <= 0.1 + 1e-6
+    assert corrected.abs().max() <= 1
+
+
+def test_queue_asks_the_base_once_a_chunk_and_after_every_end(make_base):
+    base = make_base()
+    queue, generator = BaseQueue(base, 3), torch.Generator().manual_seed(0)
+    obs = {"state": torch.randn(3, 2, 4)}
+    asked = []
+    act = base.act
+    base.act = lambda o, noise: asked.append(len(noise)) or act(o, noise=noise)  # type: ignore[method-assign]
+    first = [queue.next(base, obs, generator) for _ in range(4)]
+    assert asked == [3]
+    assert torch.equal(torch.stack(first, 1), queue.chunk)
+    queue.next(base, obs, generator)
+    assert asked == [3, 3]
+    queue.clear(torch.tensor([False, True, False]))
+    before = queue.chunk.clone()
+    got = queue.next(base, obs, generator)
+    assert asked == [3, 3, 1]
+    assert torch.equal(got[[0, 2]], before[[0, 2], 1])
+    assert torch.equal(got[1], queue.chunk[1, 0])
+    held = queue.next(base, obs, generator, torch.tensor([True, False, True]))
+    assert torch.equal(held[1], got[1])
+
+
+def test_gate_finds_a_queue_that_outlives_its_episode(make_base):
+    """A base that is never emptied: the fault of public code that the gate is there for."""
+    base = make_base()
+
+    class Stale(ResidualPolicy):
+        shared = None
+
+        def act_from(self, obs, memory, generator):
+            action, Stale.shared = super().act_from(obs, Stale.shared, generator)
+            return action, None
+
+    with pytest.raises(TrainingError, match="acted differently"):
+        check_gate(outcomes(base), outcomes(Stale(base)), exact=True)
+
+
+def test_gate_finds_corrections_that_are_not_zero(make_base):
+    base = make_base()
+    with pytest.raises(TrainingError, match="does not act as its base"):
+        check_gate(outcomes(base), outcomes(learned(ResidualPolicy(base, scale=0.5))), exact=True)
+
+
+def test_td_target_by_hand(make_base):
+    learner = Residual(make_base(), 1, **SMALL, target_std=0.0, n_target_critics=3)
+    learned(learner.policy)
+    n, f = 6, learner.policy.features.out_dim()
+    batch = Transition(
+        obs={}, action=torch.zeros(n, 2), reward=torch.rand(n), discount=torch.rand(n), done=torch.zeros(n) > 0,
+        next_obs={"features": torch.randn(n, 1, f)}, extras={"next_base": torch.rand(n, 2) * 2 - 1},
+    )  # fmt: skip
+    got = learner.td_target(batch)
+    for b in range(n):
+        s, base = batch.next_obs["features"][b], batch.extras["next_base"][b : b + 1]
+        values = [
+            float(learner.target(torch.cat([s, a], 1)).detach().min())
+            for a in (base, learner.policy.corrected(s, base))
+        ]
+        want = float(batch.reward[b] + batch.discount[b] * max(values))
+        assert float(got[b]) == pytest.approx(min(max(want, 0.0), 1.0), abs=1e-5)
+
+
+def test_critics_find_the_values_of_a_chain(make_base):
+    """Three states in a row, success at the end: Q = gamma^2, gamma, 1 whatever the action."""
+    learner = Residual(make_base(), 1, **SMALL | {"n_step": 1, "tau": 0.05, "critic_lr": 3e-3})
+    f = learner.policy.features.out_dim()
+    states = torch.eye(3, f)[:, None]
+    gamma = 0.8
+    for _ in range(600):
+        s = torch.randint(3, (32,), generator=learner.generator)
+        last = s == 2
+        batch = Transition(
+            obs={"features": states[s]}, action=torch.rand(32, 2) * 2 - 1, reward=last.float(),
+            discount=gamma * (~last).float(), done=last, next_obs={"features": states[(s + 1).clamp(max=2)]},
+            extras={"next_base": torch.rand(32, 2) * 2 - 1},
+        )  # fmt: skip
+        learner.update_critic(batch)
+    q = learner.critic(torch.cat([states[:, 0], torch.zeros(3, 2)], 1))[..., 0].mean(0)
+    torch.testing.assert_close(q.detach(), torch.tensor([gamma**2, gamma, 1.0]), atol=0.05, rtol=0)
+
+
+def test_actor_climbs_its_critic(make_base):
+    """Against Q = -|a - target|^2 the correction goes where the critic is highest, or as far as its scale allows."""
+    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2}, scale=0.3)
+    target = torch.tensor([0.1, 0.9])
+
+    class Known(torch.nn.Module):
+        def forward(self, x):
+            return -(x[:, -2:] - target).square().sum(1)[None, :, None]
+
+    learner.critic = Known()  # type: ignore[assignment]
+    f = learner.policy.features.out_dim()
+    batch = Transition(
+        obs={"features": torch.randn(64, 1, f)}, action=torch.zeros(64, 2), reward=torch.zeros(64),
+        discount=torch.zeros(64), done=torch.zeros(64) > 0, next_obs={}, extras={"base": torch.zeros(64, 2)},
+    )  # fmt: skip
+    for _ in range(300):
+        learner.update_actor(batch)
+    got = learner.policy.corrected(batch.obs["features"][:, 0], batch.extras["base"]).mean(0)
+    torch.testing.assert_close(got.detach(), torch.tensor([0.1, 0.3]), atol=0.03, rtol=0)
+
+
+def test_replay_holds_what_happened(make_base, store):
+    """Actions, rewards and the base's actions beside them, over ends of episodes in any environment."""
+    learner = Residual(make_base(), 2, **SMALL, explore_std=0.1)
+    for demo in demos(store, learner):
+        learner.add_demo(demo)
+    rollout = Rollout(learner, 2).run(40)
+    env = torch.arange(2)
+    for t, (actions, step) in enumerate(rollout.steps):
+        row = learner.core.replay.gather(torch.full((2,), t), env)
+        torch.testing.assert_close(learner.policy.environment(row.action), actions[:, 0])
+        assert torch.equal(row.reward, step.reward)
+        assert torch.equal(row.discount, step.discount)
+        assert torch.equal(row.next_obs["features"][:, 0], learner.policy.features(step.next_obs))
+        if t + 1 < len(rollout.steps):
+            after = learner.core.replay.gather(torch.full((2,), t + 1), env)
+            goes_on = ~row.done
+            assert torch.equal(row.extras["next_base"][goes_on], after.extras["base"][goes_on])
+    assert any(bool(s.truncated.any()) for _, s in rollout.steps)
+    demo = learner.core.demos.sample(64, generator=torch.Generator().manual_seed(0))
+    assert set(demo.reward.tolist()) == {0.0, 1.0}
+    assert ((demo.reward == 1) == (demo.discount == 0)).all()
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_resumes_bit_exactly(make_base, store, n_envs):
+    def learner():
+        torch.manual_seed(3)
+        new = Residual(make_base(), n_envs, **SMALL, base_fraction=0.3)
+        for demo in demos(store, new):
+            new.add_demo(demo)
+        return new
+
+    whole = Rollout(learner(), n_envs).run(60)
+    half = Rollout(learner(), n_envs).run(25)
+    state = copy.deepcopy(half.state())
+    resumed = Rollout(learner(), n_envs).load(state).run(35)
+    for a, b in zip(whole.learner.policy.parameters(), resumed.learner.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for (a, _), (b, _) in zip(whole.steps[25:], resumed.steps, strict=True):
+        assert torch.equal(a, b)
+    assert {k: float(v) for k, v in whole.metrics.items()} == {k: float(v) for k, v in resumed.metrics.items()}

@@ -1,0 +1,100 @@
+"""Fine-tuning from the command line: every algorithm runs, resumes to the bit and evaluates."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from tests.entry.commands import EVAL_KEYS, assert_refused, assert_same_run, lines, result, words
+
+BASE = words("""
+    task=toy task.episode_length=15 task.speed=0.2 obs=state network.hidden_dim=32 network.n_blocks=1 data.n_demos=4
+    data.n_workers=0 algo.train_steps=60 algo.save_every=60 algo.batch_size=32 horizon=6 n_action_steps=4
+    policy.n_inference_steps=2 eval.n_episodes=2 eval.n_envs=1 eval.n_videos=0 device=cpu precision=fp32
+""")
+LOOP = words("""
+    algo.env_steps=300 algo.save_every=50 eval.every=100 eval.every_n_episodes=6 eval.n_episodes=3 eval.n_envs=1
+    eval.n_videos=0 log.every=10 device=cpu precision=fp32
+""")
+NETS = words("algo.hidden=[16] algo.critic_hidden=[16] algo.batch_size=16 algo.learning_starts=40")
+OPTIONS = {
+    "residual": [*NETS, "algo.warmup_steps=80"],
+    "dsrl": [*NETS, "algo.warmup_steps=80", "algo.n_candidates=2"],
+}
+FROM_NOTHING = words("""
+    task=toy task.episode_length=15 task.speed=0.2 obs=state data.n_demos=4 data.n_workers=0 n_obs_steps=1
+""")
+
+
+@pytest.fixture(scope="module")
+def base(server, root, tmp_path_factory):
+    run = tmp_path_factory.mktemp("base") / "run"
+    server.train(*BASE, f"data.root={root}", f"run_dir={run}")
+    return run
+
+
+@pytest.mark.parametrize("algo", OPTIONS)
+def test_runs_resumes_and_evaluates(server, base, tmp_path, algo):
+    argv = [f"algo={algo}", f"base={base}", *LOOP, *OPTIONS[algo]]
+    straight = tmp_path / "straight"
+    done = server.train(*argv, f"run_dir={straight}")
+    assert EVAL_KEYS | {"base_success_rate", "dip", "env_steps_to_95", "train_seconds"} <= set(done.summary)
+    records = lines(straight)
+    assert "base_success_rate" in records[0]
+    assert next(r["step"] for r in records if "success_rate" in r) == 0
+    assert len([r for r in records if "success_rate" in r]) >= 4
+    assert (straight / "learning_curve.png").exists()
+    run = tmp_path / "run"
+    begun = lambda: (run / "state.pt").exists()  # noqa: E731
+    process = server.start("train.py", *argv, f"run_dir={run}")
+    stopped = process.signal_when(signal.SIGKILL, begun, "saved")
+    assert stopped.status == -signal.SIGKILL
+    server.train(f"resume={run}")
+    assert_same_run(run, straight)
+    evaluated = server.run("eval.py", f"checkpoint={straight}", "n_episodes=3", "n_envs=2")
+    assert evaluated.status == 0, evaluated.err
+    assert evaluated.summary["success_rate"] == result(straight)["success_rate"]
+    assert evaluated.summary["mean_length"] == result(straight)["mean_length"]
+
+
+@pytest.mark.parametrize("algo", ["sac", "rlpd"])
+def test_from_nothing(server, root, tmp_path, algo):
+    nets = [*NETS, "algo.n_critics=2"]
+    run = tmp_path / "run"
+    done = server.train(f"algo={algo}", *FROM_NOTHING, *LOOP, *nets, f"data.root={root}", f"run_dir={run}")
+    assert done.summary["base_success_rate"] is None
+    evaluated = server.run("eval.py", f"checkpoint={run}", "n_episodes=3")
+    assert evaluated.summary["mean_length"] == result(run)["mean_length"]
+    assert_refused(server.run("eval.py", f"checkpoint={run}", "policy.n_inference_steps=3"), "GaussianPolicy")
+
+
+def test_stop_and_resume(server, base, tmp_path):
+    argv = ["algo=residual", f"base={base}", *LOOP, *OPTIONS["residual"], "eval.every=0"]
+    run = tmp_path / "run"
+    process = server.start("train.py", *argv, f"run_dir={run}", "algo.env_steps=100000")
+    done = process.signal_when(signal.SIGINT, lambda: (run / "state.pt").exists(), "saved")
+    assert done.status == 0, done.err
+    assert "saved at environment step" in done.err
+    assert f"resume={run}" in done.err
+
+
+def test_what_cannot_work_is_refused(server, base, tmp_path):
+    """What cannot work is refused by name, before anything is written."""
+    run = f"run_dir={tmp_path / 'x'}"
+    assert_refused(server.run("train.py", "algo=residual", run), "base=RUN_DIR")
+    assert_refused(server.run("train.py", "algo=residual", "base=/nowhere", run), "/nowhere")
+    fixed = server.run("train.py", "algo=residual", f"base={base}", "task.name=door-open-v3", run)
+    assert_refused(fixed, "task.name=door-open-v3", "fixed by the base")
+    typo = server.run("train.py", "algo=dsrl", f"base={base}", "algo.varient=sac", run)
+    assert_refused(typo, "varient", "variant")
+    assert not (tmp_path / "x").exists()
+
+
+def test_default_run_dir_and_demonstrations_of_the_base(server, base):
+    server.train("algo=residual", f"base={base}", *LOOP, *OPTIONS["residual"], "algo.env_steps=60", "eval.every=0")
+    run = base.with_name(base.name + "-residual-s0")
+    meta = json.loads((run / "checkpoint" / "config.json").read_text())["meta"]
+    assert meta["demo_seeds"] == json.loads((base / "checkpoint" / "config.json").read_text())["meta"]["demo_seeds"]
+    assert meta["dataset"] is not None
