@@ -6,9 +6,9 @@ critics (eq. 3-4 of the paper, REDQ's subset minimum):
     y = sum_{i<n} gamma^i r_i + gamma^n min_{m of E} Q'(s', a')      L_Q = sum_e (Q_e(s, a) - y)^2
     L_pi = -mean_e Q_e(s, a_base + scale * pi(s, a_base)) + lambda |pi(s, a_base)|^2
 
-What is ours: a' is the better of the base's and the corrected next action (as in IBRL, Hu et al. 2023), exploration
-noise is correlated in time, and the policy handed out stays the base until training episodes show that the corrections
-help (algos.trust).
+What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; a' is the better of the base's and the corrected
+next action (as in IBRL, Hu et al. 2023); lambda keeps corrections small where the critics are indifferent; the policy
+handed out stays the base until training episodes show that the corrections help (algos.trust).
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class Residual:
     ):
         self.policy = ResidualPolicy(base, scale=scale, hidden=hidden).eval()
         self.base = base
-        width = self.policy.features.out_dim() + base.action_dim
+        width = self.policy.features.out_dim() + 2 * base.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimiser = adam(self.policy.actor.parameters(), actor_lr)
@@ -327,13 +327,21 @@ class Residual:
                 metrics |= self.update_actor(batch)
         return metrics
 
+    def judged(self, features: Tensor, base: Tensor, action: Tensor) -> Float[Tensor, "b d"]:
+        """What the critics see of an action: the base's, and how far it departs from it, in units of the scale.
+
+        From the whole action critics learn what goes with success ("lift"), whoever caused it, and an actor that
+        follows them lifts before it grasps. What a departure does shows only in the noise that was tried.
+        """
+        return torch.cat([features, base, (action - base) / self.policy.scale], 1)
+
     @torch.no_grad()
     def td_target(self, batch: Transition) -> Float[Tensor, " b"]:
         """y: the better of the base's and the corrected next action, each by its minimum over m target critics."""
         features, base = batch.next_obs["features"][:, 0], batch.extras["next_base"]
         noise = torch.randn(base.shape, generator=self.generator).clamp(-2, 2) * self.target_std
         corrected = (self.policy.corrected(features, base) + noise).clamp(-1, 1)
-        both = torch.cat([torch.cat([features, corrected], 1), torch.cat([features, base], 1)])
+        both = torch.cat([self.judged(features, base, corrected), self.judged(features, base, base)])
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
         value = torch.stack(self.target(both, members)[..., 0].min(0).values.chunk(2)).max(0).values
         y = batch.reward + batch.discount * value
@@ -342,7 +350,7 @@ class Residual:
     def update_critic(self, batch: Transition) -> Metrics:
         """L_Q."""
         y = self.td_target(batch)
-        q = self.critic(torch.cat([batch.obs["features"][:, 0], batch.action], 1))[..., 0]
+        q = self.critic(self.judged(batch.obs["features"][:, 0], batch.extras["base"], batch.action))[..., 0]
         loss = (q - y).square().mean(1).sum()
         self.critic_optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -355,7 +363,7 @@ class Residual:
         features, base = batch.obs["features"][:, 0], batch.extras["base"]
         residual = self.policy.residual(features, base)
         self.critic.requires_grad_(False)
-        loss = -self.critic(torch.cat([features, (base + residual).clamp(-1, 1)], 1))[..., 0].mean()
+        loss = -self.critic(self.judged(features, base, (base + residual).clamp(-1, 1)))[..., 0].mean()
         size = (residual / self.policy.scale).square().mean()
         if self.residual_rms is not None:
             loss = loss + math.exp(self.log_lambda) * size

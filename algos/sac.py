@@ -5,8 +5,8 @@
     L_pi = alpha log pi(a|s) - mean_e Q_e(s, a),  alpha adjusted towards the target entropy
 
 ``algo=sac`` has two critics, no LayerNorm and an entropy term in y. ``algo=rlpd`` is what that paper changes: half of
-every batch from demonstrations, LayerNorm, an ensemble of critics with a random subset for the minimum, no entropy in y,
-and more updates per step. The policy is one Gaussian action per control step: the baseline of every table.
+every batch from demonstrations, LayerNorm, an ensemble of critics with a random subset for the minimum, no entropy in
+y, and more updates per step. The policy is one Gaussian action per control step: the baseline of every table.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ WRAPPERS = {
 
 
 class Wrapper(Protocol):
-    """``cls(base, **options)`` rebuilds it around its base; one without a base, ``cls(spec, normaliser, **options)``."""
+    """``cls(base, **options)`` rebuilds it around its base; without one, ``cls(spec, normaliser, **options)``."""
 
     options: dict[str, Any]
 

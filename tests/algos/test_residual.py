@@ -123,7 +123,7 @@ def test_td_target_by_hand(make_base):
     for b in range(n):
         s, base = batch.next_obs["features"][b], batch.extras["next_base"][b : b + 1]
         values = [
-            float(learner.target(torch.cat([s, a], 1)).detach().min())
+            float(learner.target(learner.judged(s, base, a)).detach().min())
             for a in (base, learner.policy.corrected(s, base))
         ]
         want = float(batch.reward[b] + batch.discount[b] * max(values))
@@ -139,24 +139,25 @@ def test_critics_find_the_values_of_a_chain(make_base):
     for _ in range(600):
         s = torch.randint(3, (32,), generator=learner.generator)
         last = s == 2
+        base = torch.rand(2, 32, 2) * 2 - 1
         batch = Transition(
             obs={"features": states[s]}, action=torch.rand(32, 2) * 2 - 1, reward=last.float(),
             discount=gamma * (~last).float(), done=last, next_obs={"features": states[(s + 1).clamp(max=2)]},
-            extras={"next_base": torch.rand(32, 2) * 2 - 1},
+            extras={"base": base[0], "next_base": base[1]},
         )  # fmt: skip
         learner.update_critic(batch)
-    q = learner.critic(torch.cat([states[:, 0], torch.zeros(3, 2)], 1))[..., 0].mean(0)
+    q = learner.critic(learner.judged(states[:, 0], torch.zeros(3, 2), torch.zeros(3, 2)))[..., 0].mean(0)
     torch.testing.assert_close(q.detach(), torch.tensor([gamma**2, gamma, 1.0]), atol=0.05, rtol=0)
 
 
 def test_actor_climbs_its_critic(make_base):
     """Against Q = -|a - target|^2 the correction goes where the critic is highest, or as far as its scale allows."""
-    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2}, scale=0.3)
+    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2}, scale=0.3, residual_rms=None)
     target = torch.tensor([0.1, 0.9])
 
     class Known(torch.nn.Module):
         def forward(self, x):
-            return -(x[:, -2:] - target).square().sum(1)[None, :, None]
+            return -(0.3 * x[:, -2:] - target).square().sum(1)[None, :, None]  # departures are in units of the scale
 
     learner.critic = Known()  # type: ignore[assignment]
     f = learner.policy.features.out_dim()

@@ -35,15 +35,26 @@ def test_defaults_follow_the_observation():
     assert load_config("train", ["obs=rgb", "policy.noise_per_obs=2"])["policy"]["noise_per_obs"] == 2
 
 
+IMPROVES = {"improve": "improve_base"}  # experiments that start from another one's policy
+
+
+def run_briefly(server, root, folder, name, *more):
+    """A few steps of an experiment, with its own observation, policy, network and task."""
+    tiny = "algo.batch_size=4 eval.n_episodes=1 eval.n_videos=0 eval.every=0 eval.every_n_episodes=1 eval.n_envs=1"
+    argv = [f"experiment={name}", *tiny.split(), "device=cpu", "precision=fp32", *more]
+    return server.train(*argv, f"data.root={root}", f"run_dir={folder}").summary
+
+
 @pytest.mark.parametrize("name", groups()["experiment"])
 def test_experiment_runs(server, root, tmp_path, name):
-    """Two steps of it, with its own observation, policy, network and task."""
-    tiny = "data.n_demos=2 algo.train_steps=2 algo.batch_size=4 algo.save_every=1 eval.n_episodes=1 eval.n_videos=0"
-    run = tmp_path / "run"
-    argv = [f"experiment={name}", *tiny.split(), "eval.every=0", "device=cpu", "precision=fp32"]
-    done = server.train(*argv, f"data.root={root}", f"run_dir={run}")
-    assert set(done.summary) >= EVAL_KEYS
-    assert done.summary["step"] == 2
+    brief = ["data.n_demos=2", "algo.train_steps=2", "algo.save_every=1"]
+    summary = run_briefly(server, root, tmp_path / "run", IMPROVES.get(name, name), *brief)
+    assert summary["step"] == 2
+    if name in IMPROVES:
+        few = ["algo.env_steps=12", "algo.learning_starts=6"]
+        summary = run_briefly(server, root, tmp_path / "next", name, f"base={tmp_path / 'run'}", *few)
+        assert summary["step"] == 12
+    assert set(summary) >= EVAL_KEYS
 
 
 def test_experiments_hold_differences_only():

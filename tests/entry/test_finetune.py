@@ -22,6 +22,8 @@ NETS = words("algo.hidden=[16] algo.critic_hidden=[16] algo.batch_size=16 algo.l
 OPTIONS = {
     "residual": [*NETS, "algo.warmup_steps=80"],
     "dsrl": [*NETS, "algo.warmup_steps=80", "algo.n_candidates=2"],
+    "residual_ppo": words("algo.n_envs=2 algo.rollout_steps=12 algo.batch_size=8 algo.epochs=2 algo.hidden=[16]"),
+    "dppo": words("algo.n_envs=2 algo.rollout_steps=6 algo.batch_size=8 algo.epochs=2 algo.critic_hidden=[16]"),
 }
 FROM_NOTHING = words("""
     task=toy task.episode_length=15 task.speed=0.2 obs=state data.n_demos=4 data.n_workers=0 n_obs_steps=1
@@ -35,8 +37,16 @@ def base(server, root, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="module")
+def diffusion_base(server, root, tmp_path_factory):
+    run = tmp_path_factory.mktemp("diffusion") / "run"
+    server.train(*BASE, "policy=diffusion", f"data.root={root}", f"run_dir={run}")
+    return run
+
+
 @pytest.mark.parametrize("algo", OPTIONS)
-def test_runs_resumes_and_evaluates(server, base, tmp_path, algo):
+def test_runs_resumes_and_evaluates(server, request, tmp_path, algo):
+    base = request.getfixturevalue("diffusion_base" if algo == "dppo" else "base")
     argv = [f"algo={algo}", f"base={base}", *LOOP, *OPTIONS[algo]]
     straight = tmp_path / "straight"
     done = server.train(*argv, f"run_dir={straight}")

@@ -1,0 +1,81 @@
+"""All fifty Meta-World tasks: 10 demonstrations, behaviour cloning from state, then residual fine-tuning.
+
+    python benchmarks/fifty.py [--jobs 2] [--tasks ...] [-- overrides of the fine-tuning]
+
+Resumes where it was stopped; after every task it writes runs/fifty/table.md and fifty.png from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from chain import ROOT, ensure_run, interval, percent, read, side_by_side
+
+from envs.metaworld import task_names
+
+BASE = ["obs=state", "data.n_demos=10", "policy.n_inference_steps=4", "eval.n_episodes=200", "eval.n_videos=0"]
+EVAL = ["eval.n_episodes=200", "eval.every=5000", "eval.every_n_episodes=50", "eval.n_videos=0", "eval.n_envs=1"]
+HEADER = """| task | base, % | 95 % interval | final, % | 95 % interval | dip | minutes |
+|---|---|---|---|---|---|---|"""
+
+
+def job(root: Path, task: str, overrides: list[str]) -> None:
+    base = root / task
+    ensure_run(base, [f"task.name={task}", "eval.n_envs=1", *BASE])
+    ensure_run(root / f"{task}-residual", ["algo=residual", f"base={base}", *EVAL, *overrides])
+
+
+def row(root: Path, task: str) -> str:
+    base, tuned = read(root / task), read(root / f"{task}-residual")
+    cells = [task]
+    for result in (base, tuned):
+        cells += ["-", "-"] if result is None else [percent(result["success_rate"]), interval(result["success_ci95"])]
+    cells += ["-", "-"] if tuned is None else [f"{100 * tuned['dip']:.0f}", f"{tuned['train_seconds'] / 60:.1f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(root: Path, tasks: list[str]) -> None:
+    """Base and final success of every task that has ended, with their intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ended = [t for t in tasks if read(root / f"{t}-residual") is not None]
+    figure = Figure(figsize=(8, 1 + 0.2 * len(ended)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for suffix, colour, label in (("", "#999999", "10 demonstrations"), ("-residual", "#d1495b", "and residual RL")):
+        results = [read(root / f"{t}{suffix}") or {} for t in ended]
+        rates = [r["success_rate"] for r in results]
+        errors = [
+            [rate - r["success_ci95"][0] for rate, r in zip(rates, results, strict=True)],
+            [r["success_ci95"][1] - rate for rate, r in zip(rates, results, strict=True)],
+        ]
+        axes.errorbar(rates, range(len(ended)), xerr=errors, fmt="o", ms=4, color=colour, label=label)
+    axes.set(yticks=range(len(ended)), yticklabels=ended, xlim=(-0.02, 1.02), xlabel="success (95 % interval)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+    figure.savefig(root / "fifty.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=task_names())
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--root", type=Path, default=ROOT / "runs" / "fifty")
+    parser.add_argument("overrides", nargs="*", help="after --: options of train.py for the fine-tuning runs")
+    args = parser.parse_args()
+    args.root.mkdir(parents=True, exist_ok=True)
+
+    def report() -> None:
+        table = "\n".join([HEADER, *(row(args.root, t) for t in args.tasks)])
+        (args.root / "table.md").write_text(table + "\n")
+        plot(args.root, args.tasks)
+        print("\n" + table, flush=True)
+
+    side_by_side([partial(job, args.root, t, args.overrides) for t in args.tasks], args.jobs, report)
+
+
+if __name__ == "__main__":
+    main()
