@@ -28,7 +28,7 @@ from algos.features import Features
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
 from data.chunks import ChunkBatch
-from data.errors import ContractError
+from data.errors import ConfigError, ContractError
 from policies.policy import Metrics, Obs, Policy
 
 LAMBDA_RATE = 1e-3  # step of log lambda per actor update
@@ -46,11 +46,16 @@ class BaseQueue:
         self.at[rows] = self.chunk.shape[1]
 
     def next(
-        self, base: Policy, obs: Obs, generator: torch.Generator | None, rows: Bool[Tensor, " n"] | None = None
-    ) -> Float[Tensor, "n da"]:
-        """The base's next action everywhere; environments (of ``rows``) without one are asked for a new chunk.
+        self,
+        base: Policy,
+        obs: Obs,
+        generator: torch.Generator | None,
+        rows: Bool[Tensor, " n"] | None = None,
+        steps: int = 1,
+    ) -> Float[Tensor, "n steps da"]:
+        """The base's next ``steps`` actions; environments (of ``rows``) without any are asked for a new chunk.
 
-        Outside ``rows`` nothing moves, and what comes back is the last action again.
+        ``steps`` divides the chunk's length. Outside ``rows`` nothing moves, and what comes back means nothing.
         """
         rows = torch.ones(len(self.at), dtype=torch.bool) if rows is None else rows
         empty = (rows & (self.at >= self.chunk.shape[1])).nonzero()[:, 0]
@@ -59,9 +64,9 @@ class BaseQueue:
             chunk = base.act({k: v[empty.to(v.device)] for k, v in obs.items()}, noise=noise)
             self.chunk[empty] = chunk.to(self.chunk.device)
             self.at[empty] = 0
-        at = torch.where(rows, self.at, (self.at - 1).clamp(min=0))
-        self.at[rows] += 1
-        return self.chunk[torch.arange(len(at)), at]
+        at = self.at.clamp(max=self.chunk.shape[1] - steps)
+        self.at[rows] += steps
+        return self.chunk[torch.arange(len(at))[:, None], at[:, None] + torch.arange(steps)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Chunks and positions."""
@@ -73,11 +78,12 @@ class BaseQueue:
 
 
 class ResidualPolicy(Policy):
-    """The base's chunk, executed step by step, each step corrected from the newest observation.
+    """The base's chunk, executed a few steps at a time, each time corrected from the newest observation.
 
     Args:
         base: any policy; frozen.
         scale: largest correction, as a part of half the action range.
+        hold: control steps that a correction is held for; divides the base's Ta.
         hidden: of the correcting network; its last layer starts at zero, so an untrained one is the base exactly.
         layer_norm: in the correcting network.
 
@@ -88,15 +94,23 @@ class ResidualPolicy(Policy):
     active: Tensor
 
     def __init__(
-        self, base: Policy, *, scale: float = 0.2, hidden: Sequence[int] = (256, 256), layer_norm: bool = True
+        self,
+        base: Policy,
+        *,
+        scale: float = 0.2,
+        hold: int = 1,
+        hidden: Sequence[int] = (256, 256),
+        layer_norm: bool = True,
     ):
-        super().__init__(base.spec, base.n_obs_steps, base.horizon, 1)
+        if base.n_action_steps % hold:
+            raise ConfigError(f"hold={hold} must divide the base's n_action_steps={base.n_action_steps}.")
+        super().__init__(base.spec, base.n_obs_steps, base.horizon, hold)
         self.base = base.eval().requires_grad_(False)
         self.features = Features(base)
-        self.options = {"scale": scale, "hidden": list(hidden), "layer_norm": layer_norm}
+        self.options = {"scale": scale, "hold": hold, "hidden": list(hidden), "layer_norm": layer_norm}
         self.scale = scale
         n, da = self.features.out_dim(), base.action_dim
-        self.actor = EnsembleMLP(1, n + da, da, hidden=hidden, layer_norm=layer_norm, final_scale=0.0)
+        self.actor = EnsembleMLP(1, n + hold * da, da, hidden=hidden, layer_norm=layer_norm, final_scale=0.0)
         self.register_buffer("active", torch.tensor(False))
         low, high = base.spec.action_low, base.spec.action_high
         self._centre, self._half = (high + low) / 2, (high - low) / 2
@@ -114,43 +128,43 @@ class ResidualPolicy(Policy):
         """Inverse of ``unit``, clipped to the action range; exact where nothing was added."""
         return (unit * self._half + self._centre).clamp(self.spec.action_low, self.spec.action_high)
 
-    def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+    def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b da"]:
         """scale * pi(s, a_base), unit actions."""
-        return self.scale * torch.tanh(self.actor(torch.cat([features, base], 1))[0])
+        return self.scale * torch.tanh(self.actor(torch.cat([features, base.flatten(1)], 1))[0])
 
-    def corrected(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+    def corrected(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
         """a_base + scale * pi, unit actions; the base's exactly where the correction is zero."""
-        return (base + self.residual(features, base)).clamp(-1, 1)
+        return (base + self.residual(features, base)[:, None]).clamp(-1, 1)
 
     @torch.no_grad()
     def act_from(
         self, obs: Obs, memory: BaseQueue | None, generator: torch.Generator | None
     ) -> tuple[Float[Tensor, "b ta da"], BaseQueue]:
-        """One control step; the memory is the rest of the base's chunk."""
+        """The next ``hold`` control steps; the memory is the rest of the base's chunk."""
         queue = memory or BaseQueue(self.base, len(next(iter(obs.values()))))
-        base = queue.next(self.base, obs, generator).to(next(self.parameters()).device)
-        return self.correct(obs, base)[:, None], queue
+        base = queue.next(self.base, obs, generator, steps=self.n_action_steps)
+        return self.correct(obs, base.to(next(self.parameters()).device)), queue
 
-    def correct(self, obs: Obs, base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
-        """The base's action corrected from ``obs``; environment units."""
+    def correct(self, obs: Obs, base: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """The base's actions corrected from ``obs``; environment units."""
         if not self.active:
             return base
         unit = self.unit(base)
         action = self.corrected(self.features(obs), unit)
-        return torch.where((action != unit).any(1, keepdim=True), self.environment(action), base)
+        return torch.where(action != unit, self.environment(action), base)
 
     @torch.no_grad()
     def act(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b ta da"]:
-        """The first step of a new chunk of the base, corrected."""
+        """The first steps of a new chunk of the base, corrected."""
         self.check_obs(obs)
-        return self.correct(obs, self.base.act(obs, noise=noise)[:, 0])[:, None]
+        return self.correct(obs, self.base.act(obs, noise=noise)[:, : self.n_action_steps])
 
     def encode(self, obs: Obs) -> Float[Tensor, "b l c"]:
         """The base's tokens."""
         return self.base.encode(obs)
 
     def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
-        """The base's chunk; only the step about to be executed can be corrected, which ``act`` does."""
+        """The base's chunk; only the steps about to be executed can be corrected, which ``act`` does."""
         return self.base.sample(obs, noise=noise)
 
     def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
@@ -168,22 +182,20 @@ class Residual:
     Args:
         base: the policy to improve.
         n_envs: environments that ``explore`` acts in.
-        scale, hidden: see ResidualPolicy.
+        scale, hold, hidden: see ResidualPolicy.
         n_critics, critic_hidden: E critics and their widths; n_target_critics: m, those of the minimum.
         batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
             replay_gb: see OffPolicy; an update is one of the critics.
         actor_every: critic updates per actor update.
         tau: of the target critics.
         actor_lr, critic_lr: Adam's.
-        explore_std: of the Gaussian noise on actions, as a part of half the action range; explore_corr: its correlation
-            from one step to the next. Noise that forgets itself at once moves an arm nowhere.
+        explore_std: of the Gaussian noise on corrections, as a part of half the action range; held as they are.
         residual_rms: what lambda keeps the root mean square of pi at; null leaves pi free (lambda = 0).
         target_std: of the smoothing noise on a' (TD3).
         value_low, value_high: what any return lies between; null where that is not known.
         seed: of exploration and batches.
     """
 
-    n_action_steps = 1
     exact_at_start = True  # see algos.gate
 
     def __init__(
@@ -192,6 +204,7 @@ class Residual:
         n_envs: int,
         *,
         scale: float = 0.2,
+        hold: int = 1,
         hidden: Sequence[int] = (256, 256),
         n_critics: int = 4,
         critic_hidden: Sequence[int] = (256, 256),
@@ -206,7 +219,6 @@ class Residual:
         learning_starts: int = 1000,
         warmup_steps: int = 4000,
         explore_std: float = 0.1,
-        explore_corr: float = 0.9,
         residual_rms: float | None = 0.2,
         target_std: float = 0.05,
         base_fraction: float = 0.1,
@@ -217,9 +229,9 @@ class Residual:
         replay_gb: float = 2.0,
         seed: int = 0,
     ):
-        self.policy = ResidualPolicy(base, scale=scale, hidden=hidden).eval()
-        self.base = base
-        width = self.policy.features.out_dim() + 2 * base.action_dim
+        self.policy = ResidualPolicy(base, scale=scale, hold=hold, hidden=hidden).eval()
+        self.base, self.n_action_steps = base, hold
+        width = self.policy.features.out_dim() + (hold + 1) * base.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimiser = adam(self.policy.actor.parameters(), actor_lr)
@@ -239,11 +251,10 @@ class Residual:
         )
         self.generator = self.core.generator
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
-        self.explore_std, self.explore_corr, self.target_std = explore_std, explore_corr, target_std
+        self.explore_std, self.target_std = explore_std, target_std
         self.value_low, self.value_high = value_low, value_high
         self.residual_rms, self.log_lambda = residual_rms, math.log(0.1)
         self.queue = BaseQueue(base, n_envs)
-        self.noise = torch.zeros(n_envs, base.action_dim)
         self._now: dict[str, Tensor] = {}  # features, base's and own action of the present decision
 
     # ------------------------------------------------------------------ acting
@@ -254,29 +265,30 @@ class Residual:
         if not self._now or fresh.any():
             self._begin(obs, fresh)
         features, base = self._now["features"], self._now["base"]
-        action = torch.where(self.core.base_only[:, None], base, self.policy.corrected(features, base))
-        drawn = torch.randn(action.shape, generator=self.generator)
-        keep = torch.where(fresh, 0.0, self.explore_corr)[:, None]
-        self.noise = keep * self.noise + (1 - keep.square()).sqrt() * drawn
-        std = torch.where(self.core.quiet, 0.0, self.explore_std)[:, None]
-        self._now["action"] = (action + std * self.noise).clamp(-1, 1)
-        return self.policy.environment(self._now["action"])[:, None]
+        action = torch.where(self.core.base_only[:, None, None], base, self.policy.corrected(features, base))
+        noise = self.explore_std * torch.randn(len(base), 1, base.shape[2], generator=self.generator)
+        noise = torch.where(self.core.quiet[:, None, None], 0.0, noise)
+        self._now["action"] = (action + noise).clamp(-1, 1)
+        return self.policy.environment(self._now["action"])
 
     def _begin(self, obs: Obs, fresh: Tensor) -> None:
         """New episodes: no chunk of the last one is left, and the base gets its share of them."""
         self.queue.clear(fresh)
         self.core.begin_episodes(fresh)
-        base = self.policy.unit(self.queue.next(self.base, obs, self.generator, fresh))
+        base = self.policy.unit(self._next(obs, fresh))
         if self._now:
-            base = torch.where(fresh[:, None], base, self._now["base"])
+            base = torch.where(fresh[:, None, None], base, self._now["base"])
         self._now = {"features": self.policy.features(obs), "base": base}
+
+    def _next(self, obs: Obs, rows: Bool[Tensor, " n"]) -> Float[Tensor, "n h da"]:
+        return self.queue.next(self.base, obs, self.generator, rows, self.n_action_steps)
 
     @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
         now = self._now
         features = self.policy.features(step.next_obs)
-        base = self.policy.unit(self.queue.next(self.base, step.next_obs, self.generator, ~step.terminated))
+        base = self.policy.unit(self._next(step.next_obs, ~step.terminated))
         self.core.replay.add(
             {"features": now["features"][:, None]},
             now["action"],
@@ -296,14 +308,14 @@ class Residual:
 
     @torch.no_grad()
     def add_demo(self, demo: Demo) -> None:
-        """A demonstration, step by step, beside the base's chunks along it."""
+        """A demonstration, decision by decision, beside the base's chunks along it."""
         features = self.policy.features(demo.windows)[:, None, None]
         queue = BaseQueue(self.base, 1)
         base = [
-            self.policy.unit(queue.next(self.base, {k: v[t : t + 1] for k, v in demo.windows.items()}, self.generator))
-            for t in range(len(features))
+            self.policy.unit(queue.next(self.base, now, self.generator, steps=self.n_action_steps))
+            for now in ({k: v[t : t + 1] for k, v in demo.windows.items()} for t in range(len(features)))
         ]
-        unit = self.policy.unit(demo.actions[:, 0])
+        unit = self.policy.unit(demo.actions)
         for t in range(len(unit)):
             self.core.demos.add(
                 {"features": features[t]},
@@ -327,19 +339,21 @@ class Residual:
                 metrics |= self.update_actor(batch)
         return metrics
 
-    def judged(self, features: Tensor, base: Tensor, action: Tensor) -> Float[Tensor, "b d"]:
-        """What the critics see of an action: the base's, and how far it departs from it, in units of the scale.
+    def judged(
+        self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"], action: Float[Tensor, "b h da"]
+    ) -> Float[Tensor, "b d"]:
+        """What the critics see of actions: the base's, and how far they depart from it on the mean, per scale.
 
         From the whole action critics learn what goes with success ("lift"), whoever caused it, and an actor that
         follows them lifts before it grasps. What a departure does shows only in the noise that was tried.
         """
-        return torch.cat([features, base, (action - base) / self.policy.scale], 1)
+        return torch.cat([features, base.flatten(1), (action - base).mean(1) / self.policy.scale], 1)
 
     @torch.no_grad()
     def td_target(self, batch: Transition) -> Float[Tensor, " b"]:
         """y: the better of the base's and the corrected next action, each by its minimum over m target critics."""
         features, base = batch.next_obs["features"][:, 0], batch.extras["next_base"]
-        noise = torch.randn(base.shape, generator=self.generator).clamp(-2, 2) * self.target_std
+        noise = torch.randn(len(base), 1, base.shape[2], generator=self.generator).clamp(-2, 2) * self.target_std
         corrected = (self.policy.corrected(features, base) + noise).clamp(-1, 1)
         both = torch.cat([self.judged(features, base, corrected), self.judged(features, base, base)])
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
@@ -363,7 +377,7 @@ class Residual:
         features, base = batch.obs["features"][:, 0], batch.extras["base"]
         residual = self.policy.residual(features, base)
         self.critic.requires_grad_(False)
-        loss = -self.critic(self.judged(features, base, (base + residual).clamp(-1, 1)))[..., 0].mean()
+        loss = -self.critic(self.judged(features, base, (base + residual[:, None]).clamp(-1, 1)))[..., 0].mean()
         size = (residual / self.policy.scale).square().mean()
         if self.residual_rms is not None:
             loss = loss + math.exp(self.log_lambda) * size
@@ -389,7 +403,6 @@ class Residual:
         return {
             **parts,
             "actor": self.policy.actor.state_dict(),
-            "noise": self.noise,
             "now": self._now,
             "log_lambda": self.log_lambda,
         }
@@ -400,4 +413,4 @@ class Residual:
             getattr(self, name).load_state_dict(state[name])
         self.policy.actor.load_state_dict(state["actor"])
         self.policy.active.fill_(self.core.trust.active)
-        self.noise, self._now, self.log_lambda = state["noise"], dict(state["now"]), state["log_lambda"]
+        self._now, self.log_lambda = dict(state["now"]), state["log_lambda"]

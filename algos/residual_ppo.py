@@ -35,11 +35,11 @@ class ResidualGaussianPolicy(ResidualPolicy):
         self.active.fill_(True)
         self.options = {"scale": scale, "hidden": list(hidden)}
 
-    def mean(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+    def mean(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b da"]:
         """mu(s, a_base); ``base`` in unit actions."""
-        return self.actor(torch.cat([features, base], 1))[0]
+        return self.actor(torch.cat([features, base.flatten(1)], 1))[0]
 
-    def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+    def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b da"]:
         """scale * mu(s, a_base), unit actions."""
         return self.scale * self.mean(features, base)
 
@@ -116,7 +116,7 @@ class ResidualPPO(OnPolicy):
     def _look(self, obs: Obs, rows: Bool[Tensor, " n"]) -> dict[str, Tensor]:
         """The base's next action in the environments ``rows``, and what actor and critic see."""
         obs = {k: v.to(self.device) for k, v in obs.items()}
-        base = self.gaussian.unit(self.queue.next(self.gaussian.base, obs, self.generator, rows).to(self.device))
+        base = self.gaussian.unit(self.queue.next(self.gaussian.base, obs, self.generator, rows)[:, 0].to(self.device))
         return {"features": torch.cat([self.gaussian.features(obs), base], 1), "base": base}
 
     @torch.no_grad()
