@@ -1,5 +1,4 @@
 # make quickstart   a point-cloud policy that opens a door, trained in front of you
-# make improve      reinforcement learning makes a pick-place policy better than its demonstrations left it
 # make test         lint, types, import contract, tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # On Linux PyPI's torch brings CUDA. Without a GPU: make quickstart PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
@@ -8,7 +7,7 @@ PIP_ARGS ?=
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart improve test install install-dev lint types contract unit format clean
+.PHONY: quickstart test install install-dev lint types contract unit format clean
 
 quickstart: .venv/.installed
 	@if [ -e runs/quickstart/config.yaml ]; then \
@@ -16,15 +15,6 @@ quickstart: .venv/.installed
 	else \
 		$(BIN)/python train.py experiment=quickstart; \
 	fi
-
-improve: .venv/.installed
-	@for run in pick-place:improve_base pick-place-residual:improve; do \
-		folder=runs/$${run%%:*}; experiment=$${run##*:}; \
-		if [ -e $$folder/eval.json ]; then continue; fi; \
-		if [ -e $$folder/config.yaml ]; then $(BIN)/python train.py resume=$$folder || exit 1; \
-		else $(BIN)/python train.py experiment=$$experiment || exit 1; fi; \
-		[ -e $$folder/eval.json ] || exit 1; \
-	done
 
 test: lint types contract unit
 

@@ -4,11 +4,14 @@ a = a_base + scale * pi(s, a_base), corrected at every control step; the base is
 critics (eq. 3-4 of the paper, REDQ's subset minimum):
 
     y = sum_{i<n} gamma^i r_i + gamma^n min_{m of E} Q'(s', a')      L_Q = sum_e (Q_e(s, a) - y)^2
-    L_pi = -mean_e Q_e(s, a_base + scale * pi(s, a_base)) + lambda |pi(s, a_base)|^2
+    L_pi = -(mean_e A_e - caution * std_e A_e) + lambda |pi|^2
+    A_e = Q_e(s, a_base + scale * pi(s, a_base)) - Q_e(s, a_base)
 
-What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; a' is the better of the base's and the corrected
-next action (as in IBRL, Hu et al. 2023); lambda keeps corrections small where the critics are indifferent; the policy
-handed out stays the base until training episodes show that the corrections help (algos.trust).
+What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; each learns from its own part of the episodes, and
+the actor goes only where they agree (caution); corrections may be held over several steps, because at a high control
+rate one step's correction changes too little to be told from noise; a' is the better of the base's and the corrected
+next action (as in IBRL, Hu et al. 2023); the policy handed out stays the base until training episodes show that the
+corrections help (algos.trust).
 """
 
 from __future__ import annotations
@@ -184,6 +187,8 @@ class Residual:
         n_envs: environments that ``explore`` acts in.
         scale, hold, hidden: see ResidualPolicy.
         n_critics, critic_hidden: E critics and their widths; n_target_critics: m, those of the minimum.
+        bootstrap: of the episodes each critic learns from its own random part; where they disagree nothing is known.
+        caution: see the module; 0 is the paper's.
         batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
             replay_gb: see OffPolicy; an update is one of the critics.
         actor_every: critic updates per actor update.
@@ -206,9 +211,11 @@ class Residual:
         scale: float = 0.2,
         hold: int = 1,
         hidden: Sequence[int] = (256, 256),
-        n_critics: int = 4,
+        n_critics: int = 6,
         critic_hidden: Sequence[int] = (256, 256),
         n_target_critics: int = 2,
+        bootstrap: float = 0.5,
+        caution: float = 1.0,
         batch_size: int = 128,
         utd_ratio: float = 2.0,
         actor_every: int = 2,
@@ -253,6 +260,8 @@ class Residual:
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
         self.explore_std, self.target_std = explore_std, target_std
         self.value_low, self.value_high = value_low, value_high
+        self.bootstrap, self.caution = bootstrap, caution
+        self.mask = self._draw_masks(n_envs)  # (N, E): which critics learn from the present episodes
         self.residual_rms, self.log_lambda = residual_rms, math.log(0.1)
         self.queue = BaseQueue(base, n_envs)
         self._now: dict[str, Tensor] = {}  # features, base's and own action of the present decision
@@ -275,10 +284,15 @@ class Residual:
         """New episodes: no chunk of the last one is left, and the base gets its share of them."""
         self.queue.clear(fresh)
         self.core.begin_episodes(fresh)
+        self.mask = torch.where(fresh[:, None], self._draw_masks(len(fresh)), self.mask)
         base = self.policy.unit(self._next(obs, fresh))
         if self._now:
             base = torch.where(fresh[:, None, None], base, self._now["base"])
         self._now = {"features": self.policy.features(obs), "base": base}
+
+    def _draw_masks(self, n: int) -> Float[Tensor, "n e"]:
+        """1 where a critic learns from an episode, every critic from the part ``bootstrap`` of them."""
+        return (torch.rand(n, self.critic.n_members, generator=self.generator) < self.bootstrap).float()
 
     def _next(self, obs: Obs, rows: Bool[Tensor, " n"]) -> Float[Tensor, "n h da"]:
         return self.queue.next(self.base, obs, self.generator, rows, self.n_action_steps)
@@ -297,7 +311,7 @@ class Residual:
             step.terminated | step.truncated,
             {"features": features[:, None]},
             step.n_steps,
-            {"base": now["base"], "next_base": base},
+            {"base": now["base"], "next_base": base, "mask": self.mask},
         )
         self._now = {"features": features, "base": base}
         self.policy.active.fill_(self.core.count(step))
@@ -315,7 +329,7 @@ class Residual:
             self.policy.unit(queue.next(self.base, now, self.generator, steps=self.n_action_steps))
             for now in ({k: v[t : t + 1] for k, v in demo.windows.items()} for t in range(len(features)))
         ]
-        unit = self.policy.unit(demo.actions)
+        unit, mask = self.policy.unit(demo.actions), self._draw_masks(1)
         for t in range(len(unit)):
             self.core.demos.add(
                 {"features": features[t]},
@@ -325,7 +339,7 @@ class Residual:
                 demo.done[t : t + 1],
                 {"features": features[t + 1]},
                 demo.n_steps[t : t + 1],
-                {"base": base[t], "next_base": base[t + 1]},
+                {"base": base[t], "next_base": base[t + 1], "mask": mask},
             )
 
     # ------------------------------------------------------------------ learning
@@ -365,7 +379,8 @@ class Residual:
         """L_Q."""
         y = self.td_target(batch)
         q = self.critic(self.judged(batch.obs["features"][:, 0], batch.extras["base"], batch.action))[..., 0]
-        loss = (q - y).square().mean(1).sum()
+        mask = batch.extras["mask"].T
+        loss = ((q - y).square() * mask).sum() / mask.sum(1).mean().clamp(min=1)
         self.critic_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.critic_optimiser.step()
@@ -377,7 +392,11 @@ class Residual:
         features, base = batch.obs["features"][:, 0], batch.extras["base"]
         residual = self.policy.residual(features, base)
         self.critic.requires_grad_(False)
-        loss = -self.critic(self.judged(features, base, (base + residual[:, None]).clamp(-1, 1)))[..., 0].mean()
+        corrected = self.judged(features, base, (base + residual[:, None]).clamp(-1, 1))
+        better, same = self.critic(torch.cat([corrected, self.judged(features, base, base)]))[..., 0].chunk(2, 1)
+        gain = better - same
+        spread = (gain.var(0, correction=0) + 1e-8).sqrt()  # at a correction of zero all gains are equal
+        loss = -(gain.mean(0) - self.caution * spread).mean()
         size = (residual / self.policy.scale).square().mean()
         if self.residual_rms is not None:
             loss = loss + math.exp(self.log_lambda) * size
@@ -389,6 +408,7 @@ class Residual:
         self.critic.requires_grad_(True)
         return {
             "actor_loss": loss.detach(),
+            "gain": gain.detach().mean(),
             "residual": size.detach().sqrt(),
             "lambda": torch.tensor(math.exp(self.log_lambda)),
         }
@@ -404,6 +424,7 @@ class Residual:
             **parts,
             "actor": self.policy.actor.state_dict(),
             "now": self._now,
+            "mask": self.mask,
             "log_lambda": self.log_lambda,
         }
 
@@ -413,4 +434,4 @@ class Residual:
             getattr(self, name).load_state_dict(state[name])
         self.policy.actor.load_state_dict(state["actor"])
         self.policy.active.fill_(self.core.trust.active)
-        self._now, self.log_lambda = dict(state["now"]), state["log_lambda"]
+        self._now, self.mask, self.log_lambda = dict(state["now"]), state["mask"], state["log_lambda"]
