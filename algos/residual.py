@@ -7,11 +7,11 @@ critics (eq. 3-4 of the paper, REDQ's subset minimum):
     L_pi = -(mean_e A_e - caution * std_e A_e) + lambda |pi|^2
     A_e = Q_e(s, a_base + scale * pi(s, a_base)) - Q_e(s, a_base)
 
-What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; each learns from its own part of the episodes, and
-the actor goes only where they agree (caution); corrections may be held over several steps, because at a high control
-rate one step's correction changes too little to be told from noise; a' is the better of the base's and the corrected
-next action (as in IBRL, Hu et al. 2023); the policy handed out stays the base until training episodes show that the
-corrections help (algos.trust).
+What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps, because
+at a high control rate one step's correction changes too little to be told from noise; a' is the better of the base's and
+the corrected next action (as in IBRL, Hu et al. 2023); the policy handed out stays the base until training episodes show
+that the corrections help (algos.trust). On demand (bootstrap, caution) each critic learns from its own part of the
+episodes and the actor goes only where they agree; lambda bounds the size of pi (residual_rms).
 """
 
 from __future__ import annotations
@@ -208,27 +208,27 @@ class Residual:
         base: Policy,
         n_envs: int,
         *,
-        scale: float = 0.2,
-        hold: int = 1,
-        hidden: Sequence[int] = (256, 256),
-        n_critics: int = 6,
-        critic_hidden: Sequence[int] = (256, 256),
+        scale: float = 0.3,
+        hold: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        n_critics: int = 4,
+        critic_hidden: Sequence[int] = (128, 128),
         n_target_critics: int = 2,
-        bootstrap: float = 0.5,
-        caution: float = 1.0,
+        bootstrap: float = 1.0,
+        caution: float = 0.0,
         batch_size: int = 128,
-        utd_ratio: float = 2.0,
+        utd_ratio: float = 0.5,
         actor_every: int = 2,
-        n_step: int = 3,
-        tau: float = 0.005,
+        n_step: int = 1,
+        tau: float = 0.01,
         actor_lr: float = 1e-4,
         critic_lr: float = 3e-4,
         learning_starts: int = 1000,
-        warmup_steps: int = 4000,
-        explore_std: float = 0.1,
-        residual_rms: float | None = 0.2,
+        warmup_steps: int = 3000,
+        explore_std: float = 0.05,
+        residual_rms: float | None = None,
         target_std: float = 0.05,
-        base_fraction: float = 0.1,
+        base_fraction: float = 0.05,
         quiet_fraction: float = 0.5,
         value_low: float | None = 0.0,
         value_high: float | None = 1.0,

@@ -17,7 +17,7 @@ from policies.checkpoint import load_policy, save_policy, wrapped_config
 from tests.algos.conftest import HEADS, Rollout, base_config, demos, outcomes, returns
 
 SMALL = {
-    "hidden": [16, 16], "critic_hidden": [16, 16], "n_critics": 3, "batch_size": 16, "learning_starts": 5,
+    "hold": 1, "hidden": [16, 16], "critic_hidden": [16, 16], "n_critics": 3, "batch_size": 16, "learning_starts": 5,
     "warmup_steps": 20,
 }  # fmt: skip
 every_head = pytest.mark.parametrize("head", HEADS)
@@ -180,7 +180,7 @@ def test_actor_climbs_its_critic(make_base):
 @pytest.mark.parametrize("hold", [1, 2])
 def test_replay_holds_what_happened(make_base, store, hold):
     """Actions, rewards and the base's actions beside them, over ends of episodes in any environment."""
-    learner = Residual(make_base(), 2, **SMALL, explore_std=0.1, hold=hold)
+    learner = Residual(make_base(), 2, **SMALL | {"hold": hold}, explore_std=0.1)
     for demo in demos(store, learner):
         learner.add_demo(demo)
     rollout = Rollout(learner, 2).run(40)
@@ -205,7 +205,7 @@ def test_replay_holds_what_happened(make_base, store, hold):
 def test_resumes_bit_exactly(make_base, store, n_envs):
     def learner():
         torch.manual_seed(3)
-        new = Residual(make_base(), n_envs, **SMALL, base_fraction=0.3, hold=n_envs // 3 + 1)
+        new = Residual(make_base(), n_envs, **SMALL | {"hold": n_envs // 3 + 1}, base_fraction=0.3)
         for demo in demos(store, new):
             new.add_demo(demo)
         return new
