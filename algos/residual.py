@@ -7,11 +7,11 @@ critics (eq. 3-4 of the paper, REDQ's subset minimum):
     L_pi = -(mean_e A_e - caution * std_e A_e) + lambda |pi|^2
     A_e = Q_e(s, a_base + scale * pi(s, a_base)) - Q_e(s, a_base)
 
-What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps, because
-at a high control rate one step's correction changes too little to be told from noise; a' is the better of the base's and
-the corrected next action (as in IBRL, Hu et al. 2023); the policy handed out stays the base until training episodes show
-that the corrections help (algos.trust). On demand (bootstrap, caution) each critic learns from its own part of the
-episodes and the actor goes only where they agree; lambda bounds the size of pi (residual_rms).
+What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps,
+because at a high control rate one step's correction changes too little to be told from noise; a' is the better of the
+base's and the corrected next action (as in IBRL, Hu et al. 2023); the policy handed out stays the base until training
+episodes show that the corrections help (algos.trust). On demand (bootstrap, caution) each critic learns from its own
+part of the episodes and the actor goes only where they agree; lambda bounds the size of pi (residual_rms).
 """
 
 from __future__ import annotations
