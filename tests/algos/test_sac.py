@@ -85,7 +85,7 @@ def test_actor_finds_the_best_action(make_policy):
     )  # fmt: skip
     target = torch.tensor([0.4, -0.3])
     f = learner.policy.actor.in_dim
-    for _ in range(300):
+    for _ in range(500):
         features, action = torch.randn(128, 1, f), torch.rand(128, 2) * 2 - 1
         reward = -(action - target).square().sum(1)
         batch = Transition(

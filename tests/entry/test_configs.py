@@ -53,7 +53,7 @@ def test_experiment_runs(server, root, tmp_path, name):
     if name in IMPROVES:
         few = ["algo.env_steps=12", "algo.learning_starts=6"]
         summary = run_briefly(server, root, tmp_path / "next", name, f"base={tmp_path / 'run'}", *few)
-        assert summary["step"] == 12
+        assert summary["step"] >= 12  # whole decisions
     assert set(summary) >= EVAL_KEYS
 
 
