@@ -122,7 +122,7 @@ def test_distilled_critic_is_the_critic_of_the_chunk(make_base, store):
     for p in learner.critic.parameters():
         p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
         p.requires_grad_(False)
-    for _ in range(1500):
+    for _ in range(700):
         learner.distill(learner.core.replay.sample(64, generator=learner.generator))
     batch = learner.core.replay.sample(256, generator=learner.generator)
     features, tokens = batch.obs["features"][:, 0], batch.obs["tokens"][:, 0]
