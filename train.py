@@ -12,7 +12,6 @@ if __name__ == "__main__":  # before torch is imported: this may start the inter
 
     keep_large_tensors()
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
 
 from algos.bc import BC
 from algos.demos import demo_transitions
@@ -31,7 +29,7 @@ from algos.learner import Learner
 from algos.residual import Residual
 from algos.residual_ppo import ResidualPPO
 from algos.sac import SAC, GaussianPolicy
-from configs.loader import check_at_least, help_text, load_config
+from configs.loader import help_text
 from data.chunks import ChunkDataset, ChunkSampler
 from data.episodes import EpisodeStore
 from data.errors import ConfigError
@@ -40,19 +38,17 @@ from data.spec import TaskSpec
 from envs.chunk_env import ChunkEnv
 from envs.evaluate import summarise
 from envs.make import make_env
-from launch.base import adopt_base, base_and_demos
+from launch.base import base_and_demos
 from launch.demos import demonstrations, env_args_of, random_statistics
-from launch.history import History
-from launch.plots import learning_curve
-from launch.processes import join_processes
+from launch.history import History, crossed
 from launch.run import Run
 from launch.session import Session
+from launch.start import read_config, start_accelerator
 from launch.terminal import Bar, Interrupted, StopSignal, console, run_main
 from policies.build import build_policy, construct, lookup, normaliser_modes
 from policies.checkpoint import wrapped_config
 from policies.chunk_policy import ChunkPolicy
 from policies.policy import Policy
-from policies.precision import resolve_precision
 
 USAGE = "python train.py [task.name=door-open-v3] [obs=pointcloud] [policy=flow] [key=value ...] | resume=RUN_DIR"
 FINE_TUNERS = {"residual": Residual, "dsrl": DSRL, "dppo": DPPO, "residual_ppo": ResidualPPO}
@@ -263,10 +259,10 @@ class FineTuning(Session):
                 self.step += int(result.n_steps.sum())
                 self.check_finite()
                 self.history.add(result, time.perf_counter() - started)
-                if passed(before, self.step, config["log"]["every"]):
+                if crossed(before, self.step, config["log"]["every"]):
                     self.log(**self.history.numbers())
                     bar.update(self.step, self.history.note())
-                if passed(before, self.step, config["algo"]["save_every"]) or self.step >= self.env_steps:
+                if crossed(before, self.step, config["algo"]["save_every"]) or self.step >= self.env_steps:
                     self.save()
 
     def facts(self, *, final: bool) -> dict[str, Any]:
@@ -310,65 +306,12 @@ SESSIONS: dict[str, Callable[[dict[str, Any], Run, Accelerator], Session]] = {
 }
 
 
-def passed(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of ``every`` lies in (before, now]."""
-    return now // every > before // every
-
-
-def read_config(argv: list[str]) -> tuple[dict[str, Any], bool]:
-    """(configuration, whether it continues a run) of a command line."""
-    config = load_config("train", argv)
-    resumed = config["resume"] is not None
-    if resumed:
-        others = [a for a in argv if not a.startswith("resume=")]
-        if others:
-            raise ConfigError(f"resume= continues a run with its own configuration; leave out {' '.join(others)}.")
-        config = Run.config_of(config["resume"])
-    elif config["algo"]["name"] in FINE_TUNERS:
-        config = adopt_base(config, argv)
-    check_at_least(1, config, ["n_obs_steps", "horizon", "n_action_steps", "log.every", "data.n_demos"])
-    names = ("train_steps", "batch_size", "save_every", "env_steps", "n_envs")
-    check_at_least(1, config, [f"algo.{name}" for name in names if name in config["algo"]])
-    check_at_least(1, config, [f"eval.{name}" for name in ("n_episodes", "every_n_episodes", "n_envs")])
-    check_at_least(1, config, ["policy.n_inference_steps", "policy.noise_per_obs"])
-    check_at_least(0, config, ["seed", "data.n_workers", "eval.seed", "eval.every", "eval.n_videos"])
-    if config["precision"] not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"precision is auto, fp32 or bf16, not '{config['precision']}'.")
-    return config, resumed
-
-
-def start_accelerator(config: dict[str, Any]) -> Accelerator:
-    """Device, precision and processes; what "auto" stood for is put into ``config``."""
-    device = join_processes(config["device"])[1]
-    config["device"] = device.type
-    # Measured, so processes might disagree: the first one decides.
-    config["precision"] = broadcast_object_list([resolve_precision(config["precision"], device)])[0]
-    accelerator = Accelerator(mixed_precision="bf16" if config["precision"] == "bf16" else "no")
-    set_seed(config["seed"] + accelerator.process_index)
-    return accelerator
-
-
-def report(session: Session, summary: Mapping[str, Any]) -> None:
-    """Draws the learning curve and names what the run has made; the last line is the evaluation."""
-    run, config = session.run, session.config
-    names = (session.task.name, config["obs"]["name"], config["policy"]["name"], config["algo"]["name"])
-    learning_curve(run.records(), run.path / "learning_curve.png", ", ".join(names), f"{session.unit}s")
-    low, high = summary["success_ci95"]
-    rate, n = summary["success_rate"], summary["n_episodes"]
-    before = f" (base {summary['base_success_rate']:.2f})" if summary.get("base_success_rate") is not None else ""
-    console.print(f"success {rate:.2f} over {n} episodes (95 % interval {low:.2f}-{high:.2f}){before}")
-    for label, pattern in (("video", "videos/*.mp4"), ("plot", "learning_curve.png"), ("checkpoint", "checkpoint")):
-        for path in sorted(run.path.glob(pattern)):
-            console.print(f"{label}: {path}")
-    print(json.dumps(summary))
-
-
 def main(argv: list[str]) -> int:
     """The command; returns the exit status."""
     if {"-h", "--help"} & set(argv):
         print(help_text("train", USAGE))
         return 0
-    config, resumed = read_config(argv)
+    config, resumed = read_config(argv, FINE_TUNERS)
     accelerator = start_accelerator(config)
     is_main = accelerator.is_main_process
     run = Run.resume(config["run_dir"], is_main=is_main) if resumed else Run.create(config, is_main=is_main)
@@ -391,7 +334,7 @@ def main(argv: list[str]) -> int:
     finally:
         run.close()
     if run.is_main:
-        report(session, summary)
+        session.report(summary)
     return 0
 
 

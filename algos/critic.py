@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from policies.policy import Metrics
 
 
 class _NormReLU(torch.autograd.Function):
@@ -22,11 +25,12 @@ class _NormReLU(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         normed, rstd, gamma, out = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grad, out, 0)
         scaled = grad * normed
-        d_gamma, d_beta = scaled.sum(1, keepdim=True), grad.sum(1, keepdim=True)
+        d_gamma = scaled.sum(1, keepdim=True) if ctx.needs_input_grad[1] else None
+        d_beta = grad.sum(1, keepdim=True) if ctx.needs_input_grad[2] else None
         # Ba et al. 2016: dx = (g - mean(g) - x_hat * mean(g x_hat)) / std with g = grad * gamma
         size = normed.shape[-1]
         along = torch.matmul(scaled, gamma.transpose(1, 2)).div_(-size)
@@ -92,6 +96,29 @@ class EnsembleMLP(nn.Module):
         if not self.layer_norm:
             return torch.relu(h)
         return cast(Tensor, _NormReLU.apply(h, pick(self.gammas, i), pick(self.betas, i)))
+
+
+def regress(
+    critics: EnsembleMLP, optimiser: torch.optim.Optimizer, x: Float[Tensor, "b d"], y: Float[Tensor, " b"]
+) -> Metrics:
+    """One step on L_Q = sum_e mean_b (Q_e(x_b) - y_b)^2."""
+    q = critics(x)[..., 0]
+    loss = (q - y).square().mean(1).sum()
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+    q = q.detach()
+    return {"critic_loss": loss.detach() / len(q), "q": q.mean(), "q_std": q.std(0).mean()}
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through ``module`` but not into it."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -21,14 +21,15 @@ from torch import Tensor
 
 from algos.features import Features
 from algos.ppo import OnPolicy, PPOOptions
-from data.chunks import ChunkBatch, executed_slice
-from data.errors import ConfigError, ContractError
+from algos.wrapper import WrappedPolicy
+from data.chunks import executed_slice
+from data.errors import ConfigError
 from policies.chunk_policy import ChunkPolicy
 from policies.heads.diffusion import DiffusionHead
-from policies.policy import Metrics, Obs, Policy
+from policies.policy import Obs, Policy
 
 
-class FineTunedDiffusion(Policy):
+class FineTunedDiffusion(WrappedPolicy):
     """A diffusion policy whose last denoising steps are another network's, which starts as a copy of the base's.
 
     Sampled as the base is (DDIM: eta = 0): with the same noise an untrained one is the base exactly.
@@ -41,16 +42,17 @@ class FineTunedDiffusion(Policy):
         ConfigError: a base of another kind.
     """
 
+    algo = "dppo"
+    base: ChunkPolicy
+
     def __init__(self, base: Policy, *, n_finetuned_steps: int = 10):
-        super().__init__(base.spec, base.n_obs_steps, base.horizon, base.n_action_steps)
         if not isinstance(base, ChunkPolicy) or not isinstance(base.head, DiffusionHead):
             found = type(base.head).__name__ if isinstance(base, ChunkPolicy) else type(base).__name__
             raise ConfigError(f"algo=dppo fine-tunes the denoising steps of a DiffusionHead; the base has a {found}.")
         if n_finetuned_steps < 1:
             raise ConfigError(f"algo.n_finetuned_steps={n_finetuned_steps} must be at least 1.")
-        self.options = {"n_finetuned_steps": n_finetuned_steps}
-        self.base = base.eval().requires_grad_(False)
-        self.base_head = [base.head]  # in a list: its weights are the base's
+        super().__init__(base, {"n_finetuned_steps": n_finetuned_steps})
+        self.active.fill_(True)
         self.head = copy.deepcopy(base.head).requires_grad_(True)
         self.n_finetuned_steps = n_finetuned_steps
 
@@ -58,11 +60,6 @@ class FineTunedDiffusion(Policy):
     def first(self) -> int:
         """The first fine-tuned step, K - K'."""
         return max(0, self.head.n_inference_steps - self.n_finetuned_steps)
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """The base's."""
-        return self.base.noise_shape
 
     def chain(
         self,
@@ -77,12 +74,9 @@ class FineTunedDiffusion(Policy):
         n = self.first
         before, after = (noise[:, :n], noise[:, n:]) if noise is not None else (None, None)
         if n:
-            z = self.base_head[0].sample_chain(cond, z, before, stop=n, eta=eta, min_std=min_std)[-1]
+            first = cast(DiffusionHead, self.base.head)
+            z = first.sample_chain(cond, z, before, stop=n, eta=eta, min_std=min_std)[-1]
         return self.head.sample_chain(cond, z, after, start=n, eta=eta, min_std=min_std)
-
-    def encode(self, obs: Obs) -> Float[Tensor, "b l c"]:
-        """The base's tokens."""
-        return self.base.encode(obs)
 
     def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
         """A chunk for ``noise`` (B, *noise_shape)."""
@@ -91,14 +85,6 @@ class FineTunedDiffusion(Policy):
         if self.head.sampler == "ddim":
             return self.chain(cond, noise)[-1]
         return self.chain(cond, noise[:, 0], noise[:, 1:])[-1]
-
-    def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
-        """The base's."""
-        return self.base.unnormalise_action(action)
-
-    def loss(self, batch: ChunkBatch, rng: Any = None) -> tuple[Tensor, Metrics]:
-        """There is none: it is trained by its rewards."""
-        raise ContractError("A FineTunedDiffusion has no imitation loss; train it with algo=dppo.")
 
 
 class DPPO(OnPolicy):

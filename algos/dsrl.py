@@ -16,7 +16,6 @@ nothing; and the policy handed out stays the base until training episodes show t
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,19 +23,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algos.critic import EnsembleMLP, adam, move_towards, random_members
+from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
 from algos.features import Features
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
-from algos.squash import UNIT_STD, squashed_gaussian
-from data.chunks import ChunkBatch, executed_slice
-from data.errors import ConfigError, ContractError
+from algos.soft_actor import UNIT_STD, SoftActor, squashed_gaussian
+from algos.wrapper import WrappedPolicy
+from data.chunks import executed_slice
+from data.errors import ConfigError
 from policies.chunk_policy import ChunkPolicy
 from policies.policy import Metrics, Obs, Policy
 
 
-class SteeredPolicy(Policy):
+class SteeredPolicy(WrappedPolicy):
     """The base, given a chosen noise instead of a drawn one.
 
     Args:
@@ -44,34 +44,24 @@ class SteeredPolicy(Policy):
         bound: b; each component of the noise lies in [-b, b].
         repeat: choose one vector (Da,) and use it at every step of the chunk; false chooses all H of them.
         hidden: of the steering network.
-
-    Attributes:
-        active: false makes it the base, acting on the noise it is given; part of the checkpoint.
     """
 
-    active: Tensor
+    algo = "dsrl"
+    base: ChunkPolicy
 
     def __init__(self, base: Policy, *, bound: float = 1.5, repeat: bool = False, hidden: Sequence[int] = (256, 256)):
-        super().__init__(base.spec, base.n_obs_steps, base.horizon, base.n_action_steps)
         if not isinstance(base, ChunkPolicy) or len(base.noise_shape) != 2:
             raise ConfigError(
                 f"algo=dsrl steers a policy that is a function of one noise chunk (H, Da); the base's noise has shape "
                 f"{base.noise_shape}. With policy=diffusion choose the sampler ddim."
             )
-        self.base: ChunkPolicy = base.eval().requires_grad_(False)
+        super().__init__(base, {"bound": bound, "repeat": repeat, "hidden": list(hidden)})
         self.features = Features(base)
-        self.options = {"bound": bound, "repeat": repeat, "hidden": list(hidden)}
         self.bound, self.repeat = bound, repeat
         self.steer_dim = base.action_dim if repeat else base.horizon * base.action_dim
         self.actor = EnsembleMLP(1, self.features.out_dim(), 2 * self.steer_dim, hidden=hidden, final_scale=0.1)
         # It starts close to the base's own noise: standard deviation 1 before tanh.
         self.actor.biases[-1].data[..., self.steer_dim :] += UNIT_STD
-        self.register_buffer("active", torch.tensor(False))
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """The base's, (H, Da)."""
-        return self.base.noise_shape
 
     def whole(self, w: Float[Tensor, "b d"]) -> Float[Tensor, "b h da"]:
         """What the base takes as noise, from the components that are chosen."""
@@ -93,18 +83,6 @@ class SteeredPolicy(Policy):
         """The base's chunk for the chosen noise, or for ``noise`` while it is not active."""
         return self.base.sample(obs, noise=self.steer(obs) if self.active else noise)
 
-    def encode(self, obs: Obs) -> Float[Tensor, "b l c"]:
-        """The base's tokens."""
-        return self.base.encode(obs)
-
-    def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
-        """The base's."""
-        return self.base.unnormalise_action(action)
-
-    def loss(self, batch: ChunkBatch, rng: Any = None) -> tuple[Tensor, Metrics]:
-        """There is none: steering is trained by its rewards."""
-        raise ContractError("A SteeredPolicy has no imitation loss; train it with algo=dsrl.")
-
 
 class DSRL:
     """Owns the steered policy, its critics in noise and action space, the replay, and its share of updates.
@@ -118,12 +96,11 @@ class DSRL:
         n_candidates: (w, chunk) pairs stored with each observation (na).
         distill_steps: updates of Q_W per update of Q_A (na).
         batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
-            replay_gb: see OffPolicy; steps are environment steps, n_step counts chunks.
+            replay_gb, replay_dir, value_low, value_high, seed: see OffPolicy; steps are environment steps, n_step
+            counts chunks.
         tau: of the target critics. actor_lr, critic_lr, alpha_lr: Adam's.
         alpha: entropy temperature at the start; target_entropy: per chosen component, of w / b.
         backup_entropy: whether targets contain the entropy (SAC), or not (RLPD's choice for sparse rewards).
-        value_low, value_high: what any return lies between; null where that is not known.
-        seed: of exploration and batches.
     """
 
     exact_at_start = True
@@ -160,6 +137,7 @@ class DSRL:
         value_high: float | None = 1.0,
         replay_size: int = 1_000_000,
         replay_gb: float = 2.0,
+        replay_dir: str | None = None,
         seed: int = 0,
     ):
         if variant not in ("na", "sac"):
@@ -172,12 +150,16 @@ class DSRL:
         self.target = copy.deepcopy(self.critic or self.noise_critic).requires_grad_(False)
         learned = [*self.noise_critic.parameters(), *(self.critic.parameters() if self.critic else [])]
         self.critic_optimiser = adam(learned, critic_lr)
-        self.actor_optimiser = adam(self.policy.actor.parameters(), actor_lr)
-        self.log_alpha = torch.nn.Parameter(torch.tensor(math.log(alpha)))
-        self.alpha_optimiser = adam([self.log_alpha], alpha_lr)
-        self.target_entropy, self.backup_entropy = target_entropy * self.policy.steer_dim, backup_entropy
+        self.actor = SoftActor(
+            self.policy.actor.parameters(),
+            lr=actor_lr,
+            alpha=alpha,
+            alpha_lr=alpha_lr,
+            target_entropy=target_entropy * self.policy.steer_dim,
+        )
+        self.backup_entropy = backup_entropy
         self.n_target_critics, self.n_candidates, self.distill_steps = n_target_critics, n_candidates, distill_steps
-        self.tau, self.value_low, self.value_high = tau, value_low, value_high
+        self.tau = tau
         self.core = OffPolicy(
             n_envs,
             batch_size=batch_size,
@@ -189,6 +171,9 @@ class DSRL:
             quiet_fraction=quiet_fraction,
             replay_size=replay_size,
             replay_gb=replay_gb,
+            replay_dir=replay_dir,
+            value_low=value_low,
+            value_high=value_high,
             seed=seed,
         )
         self.generator = self.core.generator
@@ -204,11 +189,7 @@ class DSRL:
         """The executed actions (B, Ta, Da) in environment units, and flat in [-1, 1] as the critic sees them."""
         chunk = self.base.unnormalise_action(self.base.decode(tokens, self.policy.whole(w)))
         actions = chunk[:, executed_slice(self.base.n_obs_steps, self.base.n_action_steps)]
-        return actions, self._unit(actions)
-
-    def _unit(self, actions: Float[Tensor, "b ta da"]) -> Float[Tensor, "b d"]:
-        low, high = self.base.spec.action_low, self.base.spec.action_high
-        return ((actions - (low + high) / 2) / ((high - low) / 2)).flatten(1)
+        return actions, self.policy.range.unit(actions).flatten(1)
 
     def _see(self, obs: Obs) -> dict[str, Tensor]:
         """What is stored of an observation: features for the critics, tokens for the base."""
@@ -232,24 +213,16 @@ class DSRL:
         steered, _ = self.policy.draw(seen["features"], torch.where(self.core.quiet[:, None], 0.0, eps))
         w = torch.where(self.core.base_only[:, None], eps, steered)
         actions, unit = self._chunk(seen["tokens"], w)
-        self._now = {**seen, "action": w if self.critic is None else unit, "w": w}
+        self._now = {**seen, "action": w if self.critic is None else unit}
         return actions
 
     @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
         now, after = self._now, self._see(step.next_obs)
-        self.core.replay.add(
-            {k: now[k][:, None] for k in after},
-            now["action"],
-            step.reward,
-            step.discount,
-            step.terminated | step.truncated,
-            {k: v[:, None] for k, v in after.items()},
-            step.n_steps,
-            self._candidates(now["tokens"]),
-        )
-        self.policy.active.fill_(self.core.count(step))
+        extras = self._candidates(now["tokens"])
+        trusted = self.core.store({k: now[k] for k in after}, now["action"], step, after, extras)
+        self.policy.active.fill_(trusted)
 
     def base_result(self, successes: int, episodes: int) -> None:
         """What trust is measured against."""
@@ -260,19 +233,9 @@ class DSRL:
         """A demonstration, chunk by chunk. A critic in noise space cannot use it: nobody knows the noise."""
         if self.critic is None:
             return
-        seen = {k: v[:, None, None] for k, v in self._see(demo.windows).items()}
-        unit = self._unit(demo.actions)
-        for d in range(len(unit)):
-            self.core.demos.add(
-                {k: v[d] for k, v in seen.items()},
-                unit[d : d + 1],
-                demo.reward[d : d + 1],
-                demo.discount[d : d + 1],
-                demo.done[d : d + 1],
-                {k: v[d + 1] for k, v in seen.items()},
-                demo.n_steps[d : d + 1],
-                self._candidates(seen["tokens"][d, 0]),
-            )
+        seen = self._see(demo.windows)
+        extras = self._candidates(seen["tokens"][:-1])
+        self.core.store_demo(demo, seen, self.policy.range.unit(demo.actions).flatten(1), extras)
 
     # ------------------------------------------------------------------ learning
 
@@ -301,21 +264,16 @@ class DSRL:
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
         value = self.target(torch.cat([features, action], 1), members)[..., 0].min(0).values
         if self.backup_entropy:
-            value = value - self.log_alpha.exp() * log_prob
-        y = batch.reward + batch.discount * value
-        return y.clamp(self.value_low, self.value_high) if self.value_low is not None else y
+            value = value - self.actor.alpha * log_prob
+        return self.core.target(batch, value)
 
     def update_critic(self, batch: Transition) -> Metrics:
         """L_Q: of Q_A, or of Q_W where there is no other."""
         critic = self.critic or self.noise_critic
-        y = self.td_target(batch)
-        q = critic(torch.cat([batch.obs["features"][:, 0], batch.action], 1))[..., 0]
-        loss = (q - y).square().mean(1).sum()
-        self.critic_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.critic_optimiser.step()
+        x = torch.cat([batch.obs["features"][:, 0], batch.action], 1)
+        metrics = regress(critic, self.critic_optimiser, x, self.td_target(batch))
         move_towards(self.target, critic, self.tau)
-        return {"critic_loss": loss.detach() / len(q), "q": q.detach().mean(), "q_std": q.detach().std(0).mean()}
+        return metrics
 
     def distill(self, batch: Transition) -> Metrics:
         """L_W on one stored candidate of each observation."""
@@ -326,48 +284,32 @@ class DSRL:
         w, chunk = batch.extras["w"][rows, pick], batch.extras["chunk"][rows, pick]
         with torch.no_grad():
             target = self.critic(torch.cat([features, chunk], 1))[..., 0].mean(0)
-        q = self.noise_critic(torch.cat([features, w], 1))[..., 0]
-        loss = (q - target).square().mean(1).sum()
-        self.critic_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.critic_optimiser.step()
-        return {"distill_loss": loss.detach() / len(q)}
+        metrics = regress(self.noise_critic, self.critic_optimiser, torch.cat([features, w], 1), target)
+        return {"distill_loss": metrics["critic_loss"]}
 
     def update_actor(self, batch: Transition) -> Metrics:
         """L_pi, and alpha towards the target entropy."""
         features = batch.obs["features"][:, 0]
         w, log_prob = self.policy.draw(features, self._gaussian(len(features)))
-        self.noise_critic.requires_grad_(False)
-        q = self.noise_critic(torch.cat([features, w], 1))[..., 0].mean(0)
-        alpha = self.log_alpha.exp().detach()
-        loss = (alpha * log_prob - q).mean()
-        self.actor_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.actor_optimiser.step()
-        self.noise_critic.requires_grad_(True)
-        entropy = -log_prob.detach().mean()
-        alpha_loss = self.log_alpha * (entropy - self.target_entropy)
-        self.alpha_optimiser.zero_grad(set_to_none=True)
-        alpha_loss.backward()
-        self.alpha_optimiser.step()
-        return {"actor_loss": loss.detach(), "entropy": entropy, "alpha": alpha}
+        with frozen(self.noise_critic):
+            q = self.noise_critic(torch.cat([features, w], 1))[..., 0].mean(0)
+        return self.actor.step(q, log_prob)
 
     # ------------------------------------------------------------------ state
 
-    _PARTS = ("noise_critic", "target", "actor_optimiser", "critic_optimiser", "alpha_optimiser", "core")
+    _PARTS = ("noise_critic", "target", "actor", "critic_optimiser", "core")
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues training bit-exactly, but for the environments."""
         state = {name: getattr(self, name).state_dict() for name in self._PARTS}
-        state |= {"actor": self.policy.actor.state_dict(), "log_alpha": self.log_alpha.detach().clone()}
+        state["policy"] = self.policy.actor.state_dict()
         return state | ({"critic": self.critic.state_dict()} if self.critic is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
         for name in self._PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.policy.actor.load_state_dict(state["actor"])
+        self.policy.actor.load_state_dict(state["policy"])
         self.policy.active.fill_(self.core.trust.active)
-        self.log_alpha.data.copy_(state["log_alpha"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from algos.demos import Demo
 from algos.replay import Replay, Transition, mixed
 from algos.trust import Trust
 
@@ -26,6 +28,8 @@ class OffPolicy:
         base_fraction: of the later episodes, acted by the base alone.
         quiet_fraction: of all episodes, acted without exploration noise: what trust looks at.
         replay_size: decisions; replay_gb: gigabytes. Whichever is reached first.
+        replay_dir: keeps the replay in files there instead of in memory.
+        value_low, value_high: what any return lies between; null where that is not known.
         seed: of exploration and batches.
     """
 
@@ -42,15 +46,20 @@ class OffPolicy:
         quiet_fraction: float,
         replay_size: int,
         replay_gb: float,
+        replay_dir: str | None,
+        value_low: float | None,
+        value_high: float | None,
         seed: int,
     ):
         self.n_envs, self.batch_size, self.utd_ratio, self.n_step = n_envs, batch_size, utd_ratio, n_step
         self.learning_starts, self.warmup_steps, self.base_fraction = learning_starts, warmup_steps, base_fraction
         self.generator = torch.Generator().manual_seed(seed)
         budget = int(replay_gb * 1e9)
-        self.replay = Replay(n_envs, 1, capacity=max(2, replay_size // n_envs), budget_bytes=budget)
+        folder = None if replay_dir is None else Path(replay_dir)
+        self.replay = Replay(n_envs, 1, capacity=max(2, replay_size // n_envs), budget_bytes=budget, folder=folder)
         self.demos = Replay(1, 1, budget_bytes=budget)
         self.trust = Trust()
+        self.value_low, self.value_high = value_low, value_high
         self.quiet_fraction = quiet_fraction
         self.base_only = torch.zeros(n_envs, dtype=torch.bool)  # whose present episode is the base's alone
         self.quiet = torch.zeros(n_envs, dtype=torch.bool)  # whose present episode is acted without noise
@@ -68,6 +77,64 @@ class OffPolicy:
         drawn = torch.rand(2, self.n_envs, generator=self.generator)
         self.base_only = torch.where(fresh, drawn[0] < share, self.base_only)
         self.quiet = torch.where(fresh, drawn[1] < self.quiet_fraction, self.quiet)
+
+    def store(
+        self,
+        now: Mapping[str, Tensor],
+        action: Float[Tensor, "n ..."],
+        step: Any,
+        after: Mapping[str, Tensor],
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> bool:
+        """Keeps what N environments did and books it.
+
+        Args:
+            now, after: (N, ...) per key; what was seen before the decision, and after it.
+            action: what was decided, as the critics see it.
+            step: the ChunkStep.
+            extras: (N, ...) whatever else belongs to the decision.
+
+        Returns:
+            Whether the fine-tuned policy is to be trusted now.
+        """
+        self.replay.add(
+            {k: v[:, None] for k, v in now.items()},
+            action,
+            step.reward,
+            step.discount,
+            step.terminated | step.truncated,
+            {k: v[:, None] for k, v in after.items()},
+            step.n_steps,
+            extras or {},
+        )
+        return self.count(step)
+
+    def store_demo(
+        self,
+        demo: Demo,
+        seen: Mapping[str, Tensor],
+        action: Float[Tensor, "d ..."],
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Keeps a demonstration of D decisions; ``seen`` has one row more, of what came after the last one."""
+        frames = {k: v[:, None, None] for k, v in seen.items()}
+        for d in range(len(action)):
+            now = slice(d, d + 1)
+            self.demos.add(
+                {k: v[d] for k, v in frames.items()},
+                action[now],
+                demo.reward[now],
+                demo.discount[now],
+                demo.done[now],
+                {k: v[d + 1] for k, v in frames.items()},
+                demo.n_steps[now],
+                {k: v[now] for k, v in (extras or {}).items()},
+            )
+
+    def target(self, batch: Transition, value: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """y = r + discount * value, held within what a return can be."""
+        y = batch.reward + batch.discount * value
+        return y if self.value_low is None and self.value_high is None else y.clamp(self.value_low, self.value_high)
 
     def count(self, step: Any) -> bool:
         """Books a ChunkStep; returns whether the fine-tuned policy is to be trusted now."""

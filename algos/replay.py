@@ -6,6 +6,7 @@ two windows share, and the window that is one decision's successor and the next 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,7 +127,7 @@ class Replay:
         done: Tensor,
         next_obs: Obs,
         n_steps: Tensor,
-        extras: dict[str, Tensor] | None = None,
+        extras: Mapping[str, Tensor] | None = None,
     ) -> None:
         """One decision of every environment, as ``ChunkStep`` describes it; every tensor's first axis is N.
 

@@ -4,20 +4,17 @@ a = a_base + scale * pi(s, a_base), corrected at every control step; the base is
 critics (eq. 3-4 of the paper, REDQ's subset minimum):
 
     y = sum_{i<n} gamma^i r_i + gamma^n min_{m of E} Q'(s', a')      L_Q = sum_e (Q_e(s, a) - y)^2
-    L_pi = -(mean_e A_e - caution * std_e A_e) + lambda |pi|^2
-    A_e = Q_e(s, a_base + scale * pi(s, a_base)) - Q_e(s, a_base)
+    L_pi = -mean_e Q_e(s, a_base + scale * pi(s, a_base))
 
 What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps,
 because at a high control rate one step's correction changes too little to be told from noise; a' is the better of the
 base's and the corrected next action (as in IBRL, Hu et al. 2023); the policy handed out stays the base until training
-episodes show that the corrections help (algos.trust). On demand (bootstrap, caution) each critic learns from its own
-part of the episodes and the actor goes only where they agree; lambda bounds the size of pi (residual_rms).
+episodes show that the corrections help (algos.trust).
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,62 +22,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algos.critic import EnsembleMLP, adam, move_towards, random_members
+from algos.base_queue import BaseQueue
+from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
 from algos.features import Features
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
-from data.chunks import ChunkBatch
-from data.errors import ConfigError, ContractError
+from algos.wrapper import WrappedPolicy
+from data.errors import ConfigError
 from policies.policy import Metrics, Obs, Policy
 
-LAMBDA_RATE = 1e-3  # step of log lambda per actor update
 
-
-class BaseQueue:
-    """What is left of the base's chunk in each of N environments; outside the policy, emptied when episodes end."""
-
-    def __init__(self, base: Policy, n: int):
-        self.chunk = torch.zeros(n, base.n_action_steps, base.action_dim)
-        self.at = torch.full((n,), base.n_action_steps)
-
-    def clear(self, rows: Bool[Tensor, " n"]) -> None:
-        """Forgets the chunks of the chosen environments."""
-        self.at[rows] = self.chunk.shape[1]
-
-    def next(
-        self,
-        base: Policy,
-        obs: Obs,
-        generator: torch.Generator | None,
-        rows: Bool[Tensor, " n"] | None = None,
-        steps: int = 1,
-    ) -> Float[Tensor, "n steps da"]:
-        """The base's next ``steps`` actions; environments (of ``rows``) without any are asked for a new chunk.
-
-        ``steps`` divides the chunk's length. Outside ``rows`` nothing moves, and what comes back means nothing.
-        """
-        rows = torch.ones(len(self.at), dtype=torch.bool) if rows is None else rows
-        empty = (rows & (self.at >= self.chunk.shape[1])).nonzero()[:, 0]
-        if len(empty):
-            noise = base.draw_noise(len(empty), generator)
-            chunk = base.act({k: v[empty.to(v.device)] for k, v in obs.items()}, noise=noise)
-            self.chunk[empty] = chunk.to(self.chunk.device)
-            self.at[empty] = 0
-        at = self.at.clamp(max=self.chunk.shape[1] - steps)
-        self.at[rows] += steps
-        return self.chunk[torch.arange(len(at))[:, None], at[:, None] + torch.arange(steps)]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Chunks and positions."""
-        return {"chunk": self.chunk.clone(), "at": self.at.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Inverse of ``state_dict``."""
-        self.chunk, self.at = state["chunk"].clone(), state["at"].clone()
-
-
-class ResidualPolicy(Policy):
+class ResidualPolicy(WrappedPolicy):
     """The base's chunk, executed a few steps at a time, each time corrected from the newest observation.
 
     Args:
@@ -89,12 +42,9 @@ class ResidualPolicy(Policy):
         hold: control steps that a correction is held for; divides the base's Ta.
         hidden: of the correcting network; its last layer starts at zero, so an untrained one is the base exactly.
         layer_norm: in the correcting network.
-
-    Attributes:
-        active: false makes it the base, whatever the network says; part of the checkpoint.
     """
 
-    active: Tensor
+    algo = "residual"
 
     def __init__(
         self,
@@ -107,29 +57,12 @@ class ResidualPolicy(Policy):
     ):
         if base.n_action_steps % hold:
             raise ConfigError(f"hold={hold} must divide the base's n_action_steps={base.n_action_steps}.")
-        super().__init__(base.spec, base.n_obs_steps, base.horizon, hold)
-        self.base = base.eval().requires_grad_(False)
+        options = {"scale": scale, "hold": hold, "hidden": list(hidden), "layer_norm": layer_norm}
+        super().__init__(base, options, n_action_steps=hold)
         self.features = Features(base)
-        self.options = {"scale": scale, "hold": hold, "hidden": list(hidden), "layer_norm": layer_norm}
         self.scale = scale
         n, da = self.features.out_dim(), base.action_dim
         self.actor = EnsembleMLP(1, n + hold * da, da, hidden=hidden, layer_norm=layer_norm, final_scale=0.0)
-        self.register_buffer("active", torch.tensor(False))
-        low, high = base.spec.action_low, base.spec.action_high
-        self._centre, self._half = (high + low) / 2, (high - low) / 2
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """The base's."""
-        return self.base.noise_shape
-
-    def unit(self, action: Tensor) -> Tensor:
-        """Environment units -> [-1, 1], as actor and critics see actions."""
-        return (action - self._centre) / self._half
-
-    def environment(self, unit: Tensor) -> Tensor:
-        """Inverse of ``unit``, clipped to the action range; exact where nothing was added."""
-        return (unit * self._half + self._centre).clamp(self.spec.action_low, self.spec.action_high)
 
     def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b da"]:
         """scale * pi(s, a_base), unit actions."""
@@ -152,31 +85,15 @@ class ResidualPolicy(Policy):
         """The base's actions corrected from ``obs``; environment units."""
         if not self.active:
             return base
-        unit = self.unit(base)
+        unit = self.range.unit(base)
         action = self.corrected(self.features(obs), unit)
-        return torch.where(action != unit, self.environment(action), base)
+        return torch.where(action != unit, self.range.environment(action), base)
 
     @torch.no_grad()
     def act(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b ta da"]:
         """The first steps of a new chunk of the base, corrected."""
         self.check_obs(obs)
         return self.correct(obs, self.base.act(obs, noise=noise)[:, : self.n_action_steps])
-
-    def encode(self, obs: Obs) -> Float[Tensor, "b l c"]:
-        """The base's tokens."""
-        return self.base.encode(obs)
-
-    def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
-        """The base's chunk; only the steps about to be executed can be corrected, which ``act`` does."""
-        return self.base.sample(obs, noise=noise)
-
-    def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
-        """The base's."""
-        return self.base.unnormalise_action(action)
-
-    def loss(self, batch: ChunkBatch, rng: Any = None) -> tuple[Tensor, Metrics]:
-        """There is none: a residual is trained by its rewards."""
-        raise ContractError("A ResidualPolicy has no imitation loss; train it with algo=residual.")
 
 
 class Residual:
@@ -187,18 +104,13 @@ class Residual:
         n_envs: environments that ``explore`` acts in.
         scale, hold, hidden: see ResidualPolicy.
         n_critics, critic_hidden: E critics and their widths; n_target_critics: m, those of the minimum.
-        bootstrap: of the episodes each critic learns from its own random part; where they disagree nothing is known.
-        caution: see the module; 0 is the paper's.
         batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
-            replay_gb: see OffPolicy; an update is one of the critics.
+            replay_gb, replay_dir, value_low, value_high, seed: see OffPolicy; an update is one of the critics.
         actor_every: critic updates per actor update.
         tau: of the target critics.
         actor_lr, critic_lr: Adam's.
         explore_std: of the Gaussian noise on corrections, as a part of half the action range; held as they are.
-        residual_rms: what lambda keeps the root mean square of pi at; null leaves pi free (lambda = 0).
         target_std: of the smoothing noise on a' (TD3).
-        value_low, value_high: what any return lies between; null where that is not known.
-        seed: of exploration and batches.
     """
 
     exact_at_start = True  # see algos.gate
@@ -214,8 +126,6 @@ class Residual:
         n_critics: int = 4,
         critic_hidden: Sequence[int] = (128, 128),
         n_target_critics: int = 2,
-        bootstrap: float = 1.0,
-        caution: float = 0.0,
         batch_size: int = 128,
         utd_ratio: float = 0.5,
         actor_every: int = 2,
@@ -226,7 +136,6 @@ class Residual:
         learning_starts: int = 1000,
         warmup_steps: int = 3000,
         explore_std: float = 0.05,
-        residual_rms: float | None = None,
         target_std: float = 0.05,
         base_fraction: float = 0.05,
         quiet_fraction: float = 0.5,
@@ -234,6 +143,7 @@ class Residual:
         value_high: float | None = 1.0,
         replay_size: int = 1_000_000,
         replay_gb: float = 2.0,
+        replay_dir: str | None = None,
         seed: int = 0,
     ):
         self.policy = ResidualPolicy(base, scale=scale, hold=hold, hidden=hidden).eval()
@@ -254,15 +164,14 @@ class Residual:
             quiet_fraction=quiet_fraction,
             replay_size=replay_size,
             replay_gb=replay_gb,
+            replay_dir=replay_dir,
+            value_low=value_low,
+            value_high=value_high,
             seed=seed,
         )
         self.generator = self.core.generator
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
         self.explore_std, self.target_std = explore_std, target_std
-        self.value_low, self.value_high = value_low, value_high
-        self.bootstrap, self.caution = bootstrap, caution
-        self.mask = self._draw_masks(n_envs)  # (N, E): which critics learn from the present episodes
-        self.residual_rms, self.log_lambda = residual_rms, math.log(0.1)
         self.queue = BaseQueue(base, n_envs)
         self._now: dict[str, Tensor] = {}  # features, base's and own action of the present decision
 
@@ -278,21 +187,16 @@ class Residual:
         noise = self.explore_std * torch.randn(len(base), 1, base.shape[2], generator=self.generator)
         noise = torch.where(self.core.quiet[:, None, None], 0.0, noise)
         self._now["action"] = (action + noise).clamp(-1, 1)
-        return self.policy.environment(self._now["action"])
+        return self.policy.range.environment(self._now["action"])
 
     def _begin(self, obs: Obs, fresh: Tensor) -> None:
         """New episodes: no chunk of the last one is left, and the base gets its share of them."""
         self.queue.clear(fresh)
         self.core.begin_episodes(fresh)
-        self.mask = torch.where(fresh[:, None], self._draw_masks(len(fresh)), self.mask)
-        base = self.policy.unit(self._next(obs, fresh))
+        base = self.policy.range.unit(self._next(obs, fresh))
         if self._now:
             base = torch.where(fresh[:, None, None], base, self._now["base"])
         self._now = {"features": self.policy.features(obs), "base": base}
-
-    def _draw_masks(self, n: int) -> Float[Tensor, "n e"]:
-        """1 where a critic learns from an episode, every critic from the part ``bootstrap`` of them."""
-        return (torch.rand(n, self.critic.n_members, generator=self.generator) < self.bootstrap).float()
 
     def _next(self, obs: Obs, rows: Bool[Tensor, " n"]) -> Float[Tensor, "n h da"]:
         return self.queue.next(self.base, obs, self.generator, rows, self.n_action_steps)
@@ -301,20 +205,12 @@ class Residual:
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
         now = self._now
-        features = self.policy.features(step.next_obs)
-        base = self.policy.unit(self._next(step.next_obs, ~step.terminated))
-        self.core.replay.add(
-            {"features": now["features"][:, None]},
-            now["action"],
-            step.reward,
-            step.discount,
-            step.terminated | step.truncated,
-            {"features": features[:, None]},
-            step.n_steps,
-            {"base": now["base"], "next_base": base, "mask": self.mask},
-        )
-        self._now = {"features": features, "base": base}
-        self.policy.active.fill_(self.core.count(step))
+        after = {"features": self.policy.features(step.next_obs)}
+        base = self.policy.range.unit(self._next(step.next_obs, ~step.terminated))
+        extras = {"base": now["base"], "next_base": base}
+        trusted = self.core.store({"features": now["features"]}, now["action"], step, after, extras)
+        self.policy.active.fill_(trusted)
+        self._now = {**after, "base": base}
 
     def base_result(self, successes: int, episodes: int) -> None:
         """What trust is measured against."""
@@ -323,24 +219,13 @@ class Residual:
     @torch.no_grad()
     def add_demo(self, demo: Demo) -> None:
         """A demonstration, decision by decision, beside the base's chunks along it."""
-        features = self.policy.features(demo.windows)[:, None, None]
         queue = BaseQueue(self.base, 1)
-        base = [
-            self.policy.unit(queue.next(self.base, now, self.generator, steps=self.n_action_steps))
-            for now in ({k: v[t : t + 1] for k, v in demo.windows.items()} for t in range(len(features)))
-        ]
-        unit, mask = self.policy.unit(demo.actions), self._draw_masks(1)
-        for t in range(len(unit)):
-            self.core.demos.add(
-                {"features": features[t]},
-                unit[t : t + 1],
-                demo.reward[t : t + 1],
-                demo.discount[t : t + 1],
-                demo.done[t : t + 1],
-                {"features": features[t + 1]},
-                demo.n_steps[t : t + 1],
-                {"base": base[t], "next_base": base[t + 1], "mask": mask},
-            )
+        n = len(demo.actions)
+        windows = ({k: v[t : t + 1] for k, v in demo.windows.items()} for t in range(n + 1))
+        chunks = [queue.next(self.base, now, self.generator, steps=self.n_action_steps) for now in windows]
+        base = self.policy.range.unit(torch.cat(chunks))
+        seen, extras = {"features": self.policy.features(demo.windows)}, {"base": base[:n], "next_base": base[1:]}
+        self.core.store_demo(demo, seen, self.policy.range.unit(demo.actions), extras)
 
     # ------------------------------------------------------------------ learning
 
@@ -372,46 +257,28 @@ class Residual:
         both = torch.cat([self.judged(features, base, corrected), self.judged(features, base, base)])
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
         value = torch.stack(self.target(both, members)[..., 0].min(0).values.chunk(2)).max(0).values
-        y = batch.reward + batch.discount * value
-        return y.clamp(self.value_low, self.value_high) if self.value_low is not None else y
+        return self.core.target(batch, value)
 
     def update_critic(self, batch: Transition) -> Metrics:
         """L_Q."""
-        y = self.td_target(batch)
-        q = self.critic(self.judged(batch.obs["features"][:, 0], batch.extras["base"], batch.action))[..., 0]
-        mask = batch.extras["mask"].T
-        loss = ((q - y).square() * mask).sum() / mask.sum(1).mean().clamp(min=1)
-        self.critic_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.critic_optimiser.step()
+        judged = self.judged(batch.obs["features"][:, 0], batch.extras["base"], batch.action)
+        metrics = regress(self.critic, self.critic_optimiser, judged, self.td_target(batch))
         move_towards(self.target, self.critic, self.tau)
-        return {"critic_loss": loss.detach() / len(q), "q": q.detach().mean(), "q_std": q.detach().std(0).mean()}
+        return metrics
 
     def update_actor(self, batch: Transition) -> Metrics:
-        """L_pi."""
+        """L_pi; ``gain`` is what the critics say the corrections are worth."""
         features, base = batch.obs["features"][:, 0], batch.extras["base"]
         residual = self.policy.residual(features, base)
-        self.critic.requires_grad_(False)
-        corrected = self.judged(features, base, (base + residual[:, None]).clamp(-1, 1))
-        better, same = self.critic(torch.cat([corrected, self.judged(features, base, base)]))[..., 0].chunk(2, 1)
-        gain = better - same
-        spread = (gain.var(0, correction=0) + 1e-8).sqrt()  # at a correction of zero all gains are equal
-        loss = -(gain.mean(0) - self.caution * spread).mean()
-        size = (residual / self.policy.scale).square().mean()
-        if self.residual_rms is not None:
-            loss = loss + math.exp(self.log_lambda) * size
-            excess = float(size.detach()) / self.residual_rms**2 - 1
-            self.log_lambda += LAMBDA_RATE * max(-1.0, min(1.0, excess))
+        with frozen(self.critic):
+            q = self.critic(self.judged(features, base, (base + residual[:, None]).clamp(-1, 1))).mean()
+        with torch.no_grad():
+            gain = q - self.critic(self.judged(features, base, base)).mean()
         self.actor_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        (-q).backward()
         self.actor_optimiser.step()
-        self.critic.requires_grad_(True)
-        return {
-            "actor_loss": loss.detach(),
-            "gain": gain.detach().mean(),
-            "residual": size.detach().sqrt(),
-            "lambda": torch.tensor(math.exp(self.log_lambda)),
-        }
+        size = (residual.detach() / self.policy.scale).square().mean().sqrt()
+        return {"gain": gain, "residual": size}
 
     # ------------------------------------------------------------------ state
 
@@ -420,13 +287,7 @@ class Residual:
     def state_dict(self) -> dict[str, Any]:
         """All that continues training bit-exactly, but for the environments."""
         parts = {name: getattr(self, name).state_dict() for name in self._PARTS}
-        return {
-            **parts,
-            "actor": self.policy.actor.state_dict(),
-            "now": self._now,
-            "mask": self.mask,
-            "log_lambda": self.log_lambda,
-        }
+        return {**parts, "actor": self.policy.actor.state_dict(), "now": self._now}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
@@ -434,4 +295,4 @@ class Residual:
             getattr(self, name).load_state_dict(state[name])
         self.policy.actor.load_state_dict(state["actor"])
         self.policy.active.fill_(self.core.trust.active)
-        self._now, self.mask, self.log_lambda = dict(state["now"]), state["mask"], state["log_lambda"]
+        self._now = dict(state["now"])

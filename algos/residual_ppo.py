@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from algos.base_queue import BaseQueue
 from algos.ppo import OnPolicy, PPOOptions
-from algos.residual import BaseQueue, ResidualPolicy
-from data.chunks import ChunkBatch
-from data.errors import ContractError
-from policies.policy import Metrics, Obs, Policy
+from algos.residual import ResidualPolicy
+from policies.policy import Obs, Policy
 
 
 class ResidualGaussianPolicy(ResidualPolicy):
@@ -29,6 +28,8 @@ class ResidualGaussianPolicy(ResidualPolicy):
         scale: of the correction, as a part of half the action range. Unlike ResidualPolicy's, it is not a bound.
         hidden: of the network for mu; its last layer starts at zero, so an untrained one is the base exactly.
     """
+
+    algo = "residual_ppo"
 
     def __init__(self, base: Policy, *, scale: float = 0.5, hidden: Sequence[int] = (256, 256)):
         super().__init__(base, scale=scale, hidden=hidden)
@@ -42,10 +43,6 @@ class ResidualGaussianPolicy(ResidualPolicy):
     def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b da"]:
         """scale * mu(s, a_base), unit actions."""
         return self.scale * self.mean(features, base)
-
-    def loss(self, batch: ChunkBatch, rng: Any = None) -> tuple[Tensor, Metrics]:
-        """There is none: a residual is trained by its rewards."""
-        raise ContractError("A ResidualGaussianPolicy has no imitation loss; train it with algo=residual_ppo.")
 
 
 class ResidualPPO(OnPolicy):
@@ -111,12 +108,14 @@ class ResidualPPO(OnPolicy):
         features, base = self._now["features"], self._now["base"]
         mean = self.gaussian.actor(features)[0]
         self._now["u"] = mean + self.std * self._draw(*mean.shape)
-        return self.gaussian.environment((base + self.gaussian.scale * self._now["u"]).clamp(-1, 1))[:, None]
+        return self.gaussian.range.environment((base + self.gaussian.scale * self._now["u"]).clamp(-1, 1))[:, None]
 
     def _look(self, obs: Obs, rows: Bool[Tensor, " n"]) -> dict[str, Tensor]:
         """The base's next action in the environments ``rows``, and what actor and critic see."""
         obs = {k: v.to(self.device) for k, v in obs.items()}
-        base = self.gaussian.unit(self.queue.next(self.gaussian.base, obs, self.generator, rows)[:, 0].to(self.device))
+        base = self.gaussian.range.unit(
+            self.queue.next(self.gaussian.base, obs, self.generator, rows)[:, 0].to(self.device)
+        )
         return {"features": torch.cat([self.gaussian.features(obs), base], 1), "base": base}
 
     @torch.no_grad()

@@ -12,7 +12,6 @@ y, and more updates per step. The policy is one Gaussian action per control step
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +19,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algos.critic import EnsembleMLP, adam, move_towards, random_members
+from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
 from algos.features import Features
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
-from algos.squash import squashed_gaussian
+from algos.soft_actor import SoftActor, squashed_gaussian
+from algos.wrapper import ActionScale
 from data.chunks import ChunkBatch
 from data.errors import ContractError
 from data.normaliser import Normaliser
@@ -62,16 +62,12 @@ class GaussianPolicy(Policy):
         self.options = {"n_obs_steps": n_obs_steps, "hidden": list(hidden), "layer_norm": layer_norm}
         width = sum(n_obs_steps * f.shape[-1] for f in spec.obs.values())
         self.actor = EnsembleMLP(1, width, 2 * self.action_dim, hidden=hidden, layer_norm=layer_norm, final_scale=0.1)
-        self._centre, self._half = (spec.action_high + spec.action_low) / 2, (spec.action_high - spec.action_low) / 2
+        self.range = ActionScale(spec)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """(Da,)."""
         return (self.action_dim,)
-
-    def unit(self, action: Tensor) -> Tensor:
-        """Environment units -> [-1, 1]."""
-        return (action - self._centre) / self._half
 
     def draw(self, features: Float[Tensor, "b f"], eps: Float[Tensor, "b da"]) -> tuple[Tensor, Tensor]:
         """Actions in [-1, 1] and their log-density (B,)."""
@@ -88,7 +84,7 @@ class GaussianPolicy(Policy):
 
     def unnormalise_action(self, action: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
         """From [-1, 1] to environment units."""
-        return (action * self._half + self._centre).clamp(self.spec.action_low, self.spec.action_high)
+        return self.range.environment(action)
 
     def loss(self, batch: ChunkBatch, rng: Any = None) -> tuple[Tensor, Metrics]:
         """There is none: it is trained by its rewards."""
@@ -102,14 +98,12 @@ class SAC:
         policy: to train, see GaussianPolicy.
         n_envs: environments that ``explore`` acts in.
         n_critics, critic_hidden, layer_norm: E critics; n_target_critics: m, those of the minimum.
-        batch_size, utd_ratio, n_step, learning_starts, replay_size, replay_gb: see OffPolicy. Until learning starts
-            actions are uniform.
+        batch_size, utd_ratio, n_step, learning_starts, replay_size, replay_gb, replay_dir, value_low, value_high,
+            seed: see OffPolicy. Until learning starts actions are uniform.
         actor_every: critic updates per actor update.
         tau: of the target critics. actor_lr, critic_lr, alpha_lr: Adam's.
         alpha: entropy temperature at the start; target_entropy: per action dimension.
         backup_entropy: whether targets contain the entropy.
-        value_low, value_high: what any return lies between; null where that is not known.
-        seed: of exploration and batches.
     """
 
     n_action_steps = 1
@@ -140,19 +134,23 @@ class SAC:
         value_high: float | None = None,
         replay_size: int = 1_000_000,
         replay_gb: float = 2.0,
+        replay_dir: str | None = None,
         seed: int = 0,
     ):
         self.policy = policy.eval()
         width = policy.actor.in_dim + policy.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden, layer_norm=layer_norm)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor_optimiser = adam(policy.actor.parameters(), actor_lr)
+        self.actor = SoftActor(
+            policy.actor.parameters(),
+            lr=actor_lr,
+            alpha=alpha,
+            alpha_lr=alpha_lr,
+            target_entropy=target_entropy * policy.action_dim,
+        )
         self.critic_optimiser = adam(self.critic.parameters(), critic_lr)
-        self.log_alpha = torch.nn.Parameter(torch.tensor(math.log(alpha)))
-        self.alpha_optimiser = adam([self.log_alpha], alpha_lr)
-        self.target_entropy, self.backup_entropy = target_entropy * policy.action_dim, backup_entropy
+        self.backup_entropy = backup_entropy
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
-        self.value_low, self.value_high = value_low, value_high
         self.core = OffPolicy(
             n_envs,
             batch_size=batch_size,
@@ -164,6 +162,9 @@ class SAC:
             quiet_fraction=0.0,
             replay_size=replay_size,
             replay_gb=replay_gb,
+            replay_dir=replay_dir,
+            value_low=value_low,
+            value_high=value_high,
             seed=seed,
         )
         self.generator = self.core.generator
@@ -184,16 +185,8 @@ class SAC:
     @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
-        self.core.replay.add(
-            {"features": self._now["features"][:, None]},
-            self._now["action"],
-            step.reward,
-            step.discount,
-            step.terminated | step.truncated,
-            {"features": self.policy.features(step.next_obs)[:, None]},
-            step.n_steps,
-        )
-        self.core.count(step)
+        after = {"features": self.policy.features(step.next_obs)}
+        self.core.store({"features": self._now["features"]}, self._now["action"], step, after)
 
     def base_result(self, successes: int, episodes: int) -> None:
         """There is no base."""
@@ -201,19 +194,8 @@ class SAC:
     @torch.no_grad()
     def add_demo(self, demo: Demo) -> None:
         """A demonstration, step by step."""
-        features = self.policy.features(demo.windows)[:, None, None]
-        unit = self.policy.unit(demo.actions[:, 0])
-        for t in range(len(unit)):
-            now = slice(t, t + 1)
-            self.core.demos.add(
-                {"features": features[t]},
-                unit[now],
-                demo.reward[now],
-                demo.discount[now],
-                demo.done[now],
-                {"features": features[t + 1]},
-                demo.n_steps[now],
-            )
+        seen = {"features": self.policy.features(demo.windows)}
+        self.core.store_demo(demo, seen, self.policy.range.unit(demo.actions[:, 0]))
 
     def update(self) -> Metrics:
         """The updates that are due; metrics of the last one."""
@@ -233,50 +215,34 @@ class SAC:
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
         value = self.target(torch.cat([features, action], 1), members)[..., 0].min(0).values
         if self.backup_entropy:
-            value = value - self.log_alpha.exp() * log_prob
-        y = batch.reward + batch.discount * value
-        return y.clamp(self.value_low, self.value_high) if self.value_low is not None else y
+            value = value - self.actor.alpha * log_prob
+        return self.core.target(batch, value)
 
     def update_critic(self, batch: Transition) -> Metrics:
         """L_Q."""
-        y = self.td_target(batch)
-        q = self.critic(torch.cat([batch.obs["features"][:, 0], batch.action], 1))[..., 0]
-        loss = (q - y).square().mean(1).sum()
-        self.critic_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.critic_optimiser.step()
+        x = torch.cat([batch.obs["features"][:, 0], batch.action], 1)
+        metrics = regress(self.critic, self.critic_optimiser, x, self.td_target(batch))
         move_towards(self.target, self.critic, self.tau)
-        return {"critic_loss": loss.detach() / len(q), "q": q.detach().mean(), "q_std": q.detach().std(0).mean()}
+        return metrics
 
     def update_actor(self, batch: Transition) -> Metrics:
         """L_pi, and alpha towards the target entropy."""
         features = batch.obs["features"][:, 0]
         eps = torch.randn(len(features), self.policy.action_dim, generator=self.generator)
         action, log_prob = self.policy.draw(features, eps)
-        self.critic.requires_grad_(False)
-        q = self.critic(torch.cat([features, action], 1))[..., 0].mean(0)
-        self.critic.requires_grad_(True)
-        alpha = self.log_alpha.exp().detach()
-        loss = (alpha * log_prob - q).mean()
-        self.actor_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.actor_optimiser.step()
-        entropy = -log_prob.detach().mean()
-        self.alpha_optimiser.zero_grad(set_to_none=True)
-        (self.log_alpha * (entropy - self.target_entropy)).backward()
-        self.alpha_optimiser.step()
-        return {"actor_loss": loss.detach(), "entropy": entropy, "alpha": alpha}
+        with frozen(self.critic):
+            q = self.critic(torch.cat([features, action], 1))[..., 0].mean(0)
+        return self.actor.step(q, log_prob)
 
-    _PARTS = ("critic", "target", "actor_optimiser", "critic_optimiser", "alpha_optimiser", "core")
+    _PARTS = ("critic", "target", "actor", "critic_optimiser", "core")
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues training bit-exactly, but for the environments."""
         state = {name: getattr(self, name).state_dict() for name in self._PARTS}
-        return state | {"actor": self.policy.actor.state_dict(), "log_alpha": self.log_alpha.detach().clone()}
+        return {**state, "policy": self.policy.actor.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
         for name in self._PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.policy.actor.load_state_dict(state["actor"])
-        self.log_alpha.data.copy_(state["log_alpha"])
+        self.policy.actor.load_state_dict(state["policy"])

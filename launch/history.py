@@ -9,6 +9,11 @@ from typing import Any
 SMOOTHED_OVER = 3  # evaluations
 
 
+def crossed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of ``every`` lies in (before, now]."""
+    return now // every > before // every
+
+
 def smoothed(rates: list[float]) -> list[float]:
     """Means over ``SMOOTHED_OVER`` evaluations in a row; of all of them where there are fewer."""
     k = min(SMOOTHED_OVER, len(rates))

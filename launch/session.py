@@ -17,8 +17,9 @@ from data.errors import ConfigError, TrainingError
 from data.spec import TaskSpec
 from envs.evaluate import EpisodeResult, summarise
 from eval import evaluate_policy, refuse_seen, save_videos
+from launch.plots import learning_curve
 from launch.run import Run, global_rng_state, set_global_rng_state
-from launch.terminal import Bar, StopSignal
+from launch.terminal import Bar, StopSignal, console
 from policies.checkpoint import save_policy
 from policies.policy import Policy
 
@@ -192,3 +193,17 @@ class Session(ABC):
     def facts(self, *, final: bool) -> dict[str, Any]:
         """What an evaluation is reported with, besides its success."""
         return {}
+
+    def report(self, summary: Mapping[str, Any]) -> None:
+        """Draws the learning curve and names what the run has made; the last line is the evaluation."""
+        run, config = self.run, self.config
+        names = (self.task.name, config["obs"]["name"], config["policy"]["name"], config["algo"]["name"])
+        learning_curve(run.records(), run.path / "learning_curve.png", ", ".join(names), f"{self.unit}s")
+        low, high = summary["success_ci95"]
+        rate, n = summary["success_rate"], summary["n_episodes"]
+        before = f" (base {summary['base_success_rate']:.2f})" if summary.get("base_success_rate") is not None else ""
+        console.print(f"success {rate:.2f} over {n} episodes (95 % interval {low:.2f}-{high:.2f}){before}")
+        for label, pattern in (("video", "videos/*.mp4"), ("plot", "learning_curve.png"), ("checkpoint", "checkpoint")):
+            for path in sorted(run.path.glob(pattern)):
+                console.print(f"{label}: {path}")
+        print(json.dumps(summary))

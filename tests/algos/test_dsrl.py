@@ -90,7 +90,7 @@ def test_entropy_is_driven_to_its_target(make_base):
 
 
 def test_td_target_by_hand(make_base):
-    learner = DSRL(make_base(), 1, **SMALL, n_target_critics=3, value_low=None)
+    learner = DSRL(make_base(), 1, **SMALL, n_target_critics=3, value_low=None, value_high=None)
     n, f = 5, learner.policy.features.out_dim()
     obs = {"state": torch.randn(n, 2, 4)}
     seen = {k: v[:, None] for k, v in learner._see(obs).items()}

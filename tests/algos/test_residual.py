@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from algos.base_queue import BaseQueue
 from algos.gate import check_gate
 from algos.replay import Transition
-from algos.residual import BaseQueue, Residual, ResidualPolicy
+from algos.residual import Residual, ResidualPolicy
 from data.chunks import ChunkBatch
 from data.errors import ContractError, TrainingError
 from policies.checkpoint import load_policy, save_policy, wrapped_config
@@ -149,7 +150,7 @@ def test_critics_find_the_values_of_a_chain(make_base):
         batch = Transition(
             obs={"features": states[s]}, action=torch.rand(32, 1, 2) * 2 - 1, reward=last.float(),
             discount=gamma * (~last).float(), done=last, next_obs={"features": states[(s + 1).clamp(max=2)]},
-            extras={"base": base[0], "next_base": base[1], "mask": torch.ones(32, 3)},
+            extras={"base": base[0], "next_base": base[1]},
         )  # fmt: skip
         learner.update_critic(batch)
     q = learner.critic(learner.judged(states[:, 0], torch.zeros(3, 1, 2), torch.zeros(3, 1, 2)))[..., 0].mean(0)
@@ -158,7 +159,7 @@ def test_critics_find_the_values_of_a_chain(make_base):
 
 def test_actor_climbs_its_critic(make_base):
     """Against Q = -|a - target|^2 the correction goes where the critic is highest, or as far as its scale allows."""
-    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2}, scale=0.3, residual_rms=None)
+    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2}, scale=0.3)
     target = torch.tensor([0.1, 0.9])
 
     class Known(torch.nn.Module):
@@ -187,7 +188,7 @@ def test_replay_holds_what_happened(make_base, store, hold):
     env = torch.arange(2)
     for t, (actions, step) in enumerate(rollout.steps):
         row = learner.core.replay.gather(torch.full((2,), t), env)
-        torch.testing.assert_close(learner.policy.environment(row.action), actions)
+        torch.testing.assert_close(learner.policy.range.environment(row.action), actions)
         assert torch.equal(row.reward, step.reward)
         assert torch.equal(row.discount, step.discount)
         assert torch.equal(row.next_obs["features"][:, 0], learner.policy.features(step.next_obs))
@@ -219,44 +220,3 @@ def test_resumes_bit_exactly(make_base, store, n_envs):
     for (a, _), (b, _) in zip(whole.steps[25:], resumed.steps, strict=True):
         assert torch.equal(a, b)
     assert {k: float(v) for k, v in whole.metrics.items()} == {k: float(v) for k, v in resumed.metrics.items()}
-
-
-def test_critics_learn_from_their_own_episodes(make_base):
-    """A critic whose mask is 0 does not move; the others do."""
-    learner = Residual(make_base(), 1, **SMALL)
-    n, f = 16, learner.policy.features.out_dim()
-    mask = torch.ones(n, 3)
-    mask[:, 1] = 0
-    batch = Transition(
-        obs={"features": torch.randn(n, 1, f)}, action=torch.rand(n, 1, 2), reward=torch.ones(n),
-        discount=torch.zeros(n), done=torch.ones(n) > 0, next_obs={"features": torch.randn(n, 1, f)},
-        extras={"base": torch.zeros(n, 1, 2), "next_base": torch.zeros(n, 1, 2), "mask": mask},
-    )  # fmt: skip
-    before = [p.detach().clone() for p in learner.critic.parameters()]
-    learner.update_critic(batch)
-    for p, old in zip(learner.critic.parameters(), before, strict=True):
-        moved = (p - old).flatten(1).abs().sum(1) > 0
-        assert moved.tolist() == [True, False, True]
-
-
-def test_actor_stays_where_critics_disagree(make_base):
-    """Two critics agree along the first dimension and contradict each other along the second."""
-    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2}, scale=1.0, residual_rms=None, caution=1.0)
-
-    class Divided(torch.nn.Module):
-        def forward(self, x):
-            d = x[:, -2:]
-            agreed = -(d[:, 0] - 0.5).square()
-            return torch.stack([agreed + d[:, 1], agreed - d[:, 1]])[..., None]
-
-    learner.critic = Divided()  # type: ignore[assignment]
-    batch = Transition(
-        obs={"features": torch.randn(64, 1, learner.policy.features.out_dim())}, action=torch.zeros(64, 1, 2),
-        reward=torch.zeros(64), discount=torch.zeros(64), done=torch.zeros(64) > 0, next_obs={},
-        extras={"base": torch.zeros(64, 1, 2)},
-    )  # fmt: skip
-    for _ in range(300):
-        learner.update_actor(batch)
-    got = learner.policy.corrected(batch.obs["features"][:, 0], batch.extras["base"]).detach()
-    torch.testing.assert_close(got[..., 0].mean(), torch.tensor(0.5), atol=0.05, rtol=0)
-    assert float(got[..., 1].abs().mean()) < 0.1

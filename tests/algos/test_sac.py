@@ -11,7 +11,7 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from algos.replay import Transition
 from algos.sac import SAC, GaussianPolicy
-from algos.squash import LOG_STD, UNIT_STD, squashed_gaussian
+from algos.soft_actor import LOG_STD, UNIT_STD, squashed_gaussian
 from data.errors import ContractError
 from data.normaliser import Normaliser
 from data.spec import FieldSpec, TaskSpec
@@ -65,7 +65,7 @@ def test_td_target_by_hand(make_policy, backup_entropy):
         features = batch.next_obs["features"][:, 0]
         action, log_prob = learner.policy.draw(features, torch.randn(n, 2, generator=generator))
         q = learner.target(torch.cat([features, action], 1))[..., 0].min(0).values
-        want = batch.reward + batch.discount * (q - backup_entropy * learner.log_alpha.exp() * log_prob)
+        want = batch.reward + batch.discount * (q - backup_entropy * learner.actor.alpha * log_prob)
     torch.testing.assert_close(got, want)
 
 

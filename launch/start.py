@@ -1,0 +1,49 @@
+"""From a command line to a configuration that makes sense, and to the device and processes that it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+
+from configs.loader import check_at_least, load_config
+from data.errors import ConfigError
+from launch.base import adopt_base
+from launch.processes import join_processes
+from launch.run import Run
+from policies.precision import resolve_precision
+
+
+def read_config(argv: list[str], fine_tuners: Collection[str]) -> tuple[dict[str, Any], bool]:
+    """(configuration, whether it continues a run) of a command line; ``fine_tuners`` are the algorithms with a base."""
+    config = load_config("train", argv)
+    resumed = config["resume"] is not None
+    if resumed:
+        others = [a for a in argv if not a.startswith("resume=")]
+        if others:
+            raise ConfigError(f"resume= continues a run with its own configuration; leave out {' '.join(others)}.")
+        config = Run.config_of(config["resume"])
+    elif config["algo"]["name"] in fine_tuners:
+        config = adopt_base(config, argv)
+    check_at_least(1, config, ["n_obs_steps", "horizon", "n_action_steps", "log.every", "data.n_demos"])
+    names = ("train_steps", "batch_size", "save_every", "env_steps", "n_envs")
+    check_at_least(1, config, [f"algo.{name}" for name in names if name in config["algo"]])
+    check_at_least(1, config, [f"eval.{name}" for name in ("n_episodes", "every_n_episodes", "n_envs")])
+    check_at_least(1, config, ["policy.n_inference_steps", "policy.noise_per_obs"])
+    check_at_least(0, config, ["seed", "data.n_workers", "eval.seed", "eval.every", "eval.n_videos"])
+    if config["precision"] not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"precision is auto, fp32 or bf16, not '{config['precision']}'.")
+    return config, resumed
+
+
+def start_accelerator(config: dict[str, Any]) -> Accelerator:
+    """Device, precision and processes; what "auto" stood for is put into ``config``."""
+    device = join_processes(config["device"])[1]
+    config["device"] = device.type
+    # Measured, so processes might disagree: the first one decides.
+    config["precision"] = broadcast_object_list([resolve_precision(config["precision"], device)])[0]
+    accelerator = Accelerator(mixed_precision="bf16" if config["precision"] == "bf16" else "no")
+    set_seed(config["seed"] + accelerator.process_index)
+    return accelerator
