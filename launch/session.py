@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -87,7 +88,7 @@ class Session(ABC):
         meta = {
             "step": self.step,
             "train_config": self.config,
-            "dataset": None if self.store is None else str(self.store.path),
+            "dataset": None if self.store is None else str(Path(self.store.path).resolve()),
             "demo_seeds": self.demo_seeds(),
             "versions": {name: version(name) for name in ("torch", "deft")},
         }
