@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before torch is imported: this may start the inter
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from envs.make import make_env
 from launch.base import base_and_demos
 from launch.demos import demonstrations, env_args_of, random_statistics
 from launch.history import History, crossed
+from launch.privileged import critic_features, unrecorded, with_observations
 from launch.run import Run
 from launch.session import Session
 from launch.start import read_config, start_accelerator
@@ -53,7 +55,7 @@ from policies.policy import Policy
 USAGE = "python train.py [task.name=door-open-v3] [obs=pointcloud] [policy=flow] [key=value ...] | resume=RUN_DIR"
 FINE_TUNERS = {"residual": Residual, "dsrl": DSRL, "dppo": DPPO, "residual_ppo": ResidualPPO}
 FROM_NOTHING = ("sac", "rlpd")
-LOOP_OPTIONS = ("name", "env_steps", "save_every", "n_envs", "n_workers", "gamma", "demos")
+LOOP_OPTIONS = ("name", "env_steps", "save_every", "n_envs", "n_workers", "gamma", "demos", "critic_obs")
 
 
 def make_policy(config: Mapping[str, Any], store: EpisodeStore, task: TaskSpec, n_episodes: int) -> ChunkPolicy:
@@ -152,10 +154,11 @@ class FineTuning(Session):
         self.base, task, store = self.start_from(config, accelerator)
         super().__init__(config, run, accelerator, task, store)
         options = {k: v for k, v in algo.items() if k not in LOOP_OPTIONS}
+        self.critic_obs: list[str] = algo.get("critic_obs") or []
         self.algo: Learner = self.make_learner(options)
         self.env_steps = algo["env_steps"]
         self.env = ChunkEnv(
-            task.env_args,
+            with_observations(task.env_args, self.critic_obs),
             n_envs=algo["n_envs"],
             n_obs_steps=self.algo.policy.n_obs_steps,
             n_action_steps=self.algo.n_action_steps,
@@ -176,8 +179,12 @@ class FineTuning(Session):
 
     def make_learner(self, options: dict[str, Any]) -> Learner:
         """What ``algo`` names."""
-        given = {"base": self.base, "n_envs": self.config["algo"]["n_envs"], "seed": self.config["seed"]}
-        return construct(FINE_TUNERS[self.config["algo"]["name"]], options, "algo", **given)
+        algo, seed = self.config["algo"], self.config["seed"]
+        given: dict[str, Any] = {"base": self.base, "n_envs": algo["n_envs"], "seed": seed}
+        if "critic_obs" in algo:
+            assert self.base is not None
+            given["critic_features"] = critic_features(self.task, self.critic_obs, self.base.n_obs_steps, seed)
+        return construct(FINE_TUNERS[algo["name"]], options, "algo", **given)
 
     @property
     def policy(self) -> Policy:
@@ -214,11 +221,12 @@ class FineTuning(Session):
         if self.store is not None and self.config["algo"]["demos"]:
             for demo in demo_transitions(
                 self.store,
-                obs_keys=list(self.task.obs),
+                obs_keys=list(self.task.obs) + [k for k in self.critic_obs if k in self.store.fields],
                 n_obs_steps=self.policy.n_obs_steps,
                 n_action_steps=self.algo.n_action_steps,
                 gamma=self.config["algo"]["gamma"],
                 n_episodes=self.n_demos,
+                more=partial(unrecorded, self.store, self.critic_obs),
             ):
                 self.algo.add_demo(demo)
         if self.base is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +37,12 @@ def demo_transitions(
     n_action_steps: int,
     gamma: float,
     n_episodes: int,
+    more: Callable[[int], Mapping[str, np.ndarray]] | None = None,
 ) -> Iterator[Demo]:
     """The first ``n_episodes`` demonstrations that succeed; those that never do teach a sparse reward nothing.
 
-    Where a store has no key "success", the last step of every episode counts as its success.
+    ``more(episode)`` adds observations (T, *shape) that the store does not have. Where it has no key "success" either,
+    the last step of every episode counts as its success.
     """
     for episode in range(min(n_episodes, store.n_episodes)):
         start, end = int(store.episode_starts[episode]), int(store.episode_ends[episode])
@@ -61,8 +63,10 @@ def demo_transitions(
         steps = np.minimum(decisions[:, None] + np.arange(n_action_steps), length - 1)
         n_steps = ends - decisions
         final = ends == length
+        seen = {k: np.asarray(store.array(k)[start:end]) for k in obs_keys}
+        seen |= more(episode) if more else {}
         yield Demo(
-            windows={k: torch.from_numpy(np.asarray(store.array(k)[start:end])[frames]) for k in obs_keys},
+            windows={k: torch.from_numpy(array[frames]) for k, array in seen.items()},
             actions=torch.from_numpy(np.asarray(store.array("action")[start:end], np.float32)[steps]),
             reward=torch.from_numpy(np.where(final, gamma ** (n_steps - 1), 0.0).astype(np.float32)),
             discount=torch.from_numpy(np.where(final, 0.0, gamma**n_steps).astype(np.float32)),

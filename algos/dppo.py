@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from algos.features import Features
+from algos.features import CriticFeatures, Features, Sight
 from algos.ppo import OnPolicy, PPOOptions
 from algos.wrapper import WrappedPolicy
 from data.chunks import executed_slice
@@ -93,6 +93,7 @@ class DPPO(OnPolicy):
     Args:
         base: the policy to improve.
         n_envs: environments that ``explore`` acts in.
+        critic_features: what the critic sees instead of the base's features.
         n_finetuned_steps: K', the last denoising steps, which learn.
         eta: noise of DDIM steps in exploration, 1 as much as DDPM's; a DDPM base has its own.
         min_std: of every denoising step in exploration, normalised actions. Sets how far PPO looks around, and keeps
@@ -122,6 +123,7 @@ class DPPO(OnPolicy):
         base: Policy,
         n_envs: int,
         *,
+        critic_features: CriticFeatures | None = None,
         n_finetuned_steps: int = 10,
         eta: float = 1.0,
         min_std: float = 0.2,
@@ -148,8 +150,8 @@ class DPPO(OnPolicy):
             rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, critic_lr, critic_hidden, critic_warmup,
             grad_clip,
         )  # fmt: skip
-        self.features = Features(base)
-        super().__init__(policy, policy.head, n_envs, self.features.out_dim(), options, seed=seed)
+        self.sight = Sight(Features(base), critic_features)
+        super().__init__(policy, policy.head, n_envs, self.sight.critic_width, options, seed=seed)
         self.diffusion, self.eta, self.min_std = policy, eta, min_std
         self.gamma_denoising = gamma_denoising
         self.clip_first, self.clip_last, self.clip_rate = clip_first, clip_last, clip_rate
@@ -164,14 +166,17 @@ class DPPO(OnPolicy):
         # One tensor to start from and one after each step, the last included
         noise = self._draw(len(cond), policy.head.n_inference_steps + 1, policy.horizon, policy.action_dim)
         chain = policy.chain(cond, noise[:, 0], noise[:, 1:], eta=self.eta, min_std=self.min_std)
-        self._now = {"features": self.features(obs), "cond": cond, "chain": torch.stack(chain, 1)}
+        self._now = {"features": self._critic_view(obs), "cond": cond, "chain": torch.stack(chain, 1)}
         return policy.unnormalise_action(chain[-1])[:, self.executed]
 
     @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the decision."""
         next_obs = {k: v.to(self.device) for k, v in step.next_obs.items()}
-        self._store(self._now, step, self.features(next_obs))
+        self._store(self._now, step, self._critic_view(next_obs))
+
+    def _critic_view(self, obs: Obs) -> Float[Tensor, "n f"]:
+        return self.sight(obs)[self.sight.of_critic]
 
     def log_prob(self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
         """log pi(z_{k-1} | z_k, s) per number, clamped, and averaged over the executed steps and their dimensions.

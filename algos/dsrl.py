@@ -25,7 +25,7 @@ from torch import Tensor
 
 from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
-from algos.features import Features
+from algos.features import CriticFeatures, Features, Sight
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
 from algos.soft_actor import UNIT_STD, SoftActor, squashed_gaussian
@@ -90,6 +90,7 @@ class DSRL:
     Args:
         base: the policy to improve.
         n_envs: environments that ``explore`` acts in.
+        critic_features: what the critics see instead of the actor's features.
         variant: "na" or "sac", see the module.
         bound, repeat, hidden: see SteeredPolicy.
         n_critics, critic_hidden: of Q_A and of Q_W; n_target_critics: m, those of the minimum.
@@ -110,6 +111,7 @@ class DSRL:
         base: Policy,
         n_envs: int,
         *,
+        critic_features: CriticFeatures | None = None,
         variant: Literal["na", "sac"] = "na",
         bound: float = 1.5,
         repeat: bool = False,
@@ -144,7 +146,8 @@ class DSRL:
             raise ValueError(f"variant must be na or sac, not {variant!r}")
         self.policy = SteeredPolicy(base, bound=bound, repeat=repeat, hidden=hidden).eval()
         self.base, self.variant, self.n_action_steps = self.policy.base, variant, base.n_action_steps
-        n, executed = self.policy.features.out_dim(), base.n_action_steps * base.action_dim
+        self.sight = Sight(self.policy.features, critic_features)
+        n, executed = self.sight.critic_width, base.n_action_steps * base.action_dim
         self.noise_critic = EnsembleMLP(n_critics, n + self.policy.steer_dim, hidden=critic_hidden)
         self.critic = EnsembleMLP(n_critics, n + executed, hidden=critic_hidden) if variant == "na" else None
         self.target = copy.deepcopy(self.critic or self.noise_critic).requires_grad_(False)
@@ -193,7 +196,11 @@ class DSRL:
 
     def _see(self, obs: Obs) -> dict[str, Tensor]:
         """What is stored of an observation: features for the critics, tokens for the base."""
-        return {"features": self.policy.features(obs), "tokens": self.base.encode(obs)}
+        return {**self.sight(obs), "tokens": self.base.encode(obs)}
+
+    def _judged(self, obs: Obs, action: Float[Tensor, "b d"]) -> Float[Tensor, "b fd"]:
+        """What a critic sees of a batch: observation, and noise or flat chunk."""
+        return torch.cat([obs[self.sight.of_critic][:, 0], action], 1)
 
     def _candidates(self, tokens: Tensor) -> dict[str, Tensor]:
         """Noise (B, M, D) and what the base makes of it (B, M, Ta * Da)."""
@@ -262,7 +269,7 @@ class DSRL:
             w, log_prob = self.policy.draw(features, eps)
         action = w if self.critic is None else self._chunk(tokens, w)[1]
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
-        value = self.target(torch.cat([features, action], 1), members)[..., 0].min(0).values
+        value = self.target(self._judged(batch.next_obs, action), members)[..., 0].min(0).values
         if self.backup_entropy:
             value = value - self.actor.alpha * log_prob
         return self.core.target(batch, value)
@@ -270,21 +277,20 @@ class DSRL:
     def update_critic(self, batch: Transition) -> Metrics:
         """L_Q: of Q_A, or of Q_W where there is no other."""
         critic = self.critic or self.noise_critic
-        x = torch.cat([batch.obs["features"][:, 0], batch.action], 1)
-        metrics = regress(critic, self.critic_optimiser, x, self.td_target(batch))
+        judged = self._judged(batch.obs, batch.action)
+        metrics = regress(critic, self.critic_optimiser, judged, self.td_target(batch))
         move_towards(self.target, critic, self.tau)
         return metrics
 
     def distill(self, batch: Transition) -> Metrics:
         """L_W on one stored candidate of each observation."""
         assert self.critic is not None
-        features = batch.obs["features"][:, 0]
-        pick = torch.randint(self.n_candidates, (len(features),), generator=self.generator)
-        rows = torch.arange(len(features))
+        pick = torch.randint(self.n_candidates, (len(batch.action),), generator=self.generator)
+        rows = torch.arange(len(pick))
         w, chunk = batch.extras["w"][rows, pick], batch.extras["chunk"][rows, pick]
         with torch.no_grad():
-            target = self.critic(torch.cat([features, chunk], 1))[..., 0].mean(0)
-        metrics = regress(self.noise_critic, self.critic_optimiser, torch.cat([features, w], 1), target)
+            target = self.critic(self._judged(batch.obs, chunk))[..., 0].mean(0)
+        metrics = regress(self.noise_critic, self.critic_optimiser, self._judged(batch.obs, w), target)
         return {"distill_loss": metrics["critic_loss"]}
 
     def update_actor(self, batch: Transition) -> Metrics:
@@ -292,7 +298,7 @@ class DSRL:
         features = batch.obs["features"][:, 0]
         w, log_prob = self.policy.draw(features, self._gaussian(len(features)))
         with frozen(self.noise_critic):
-            q = self.noise_critic(torch.cat([features, w], 1))[..., 0].mean(0)
+            q = self.noise_critic(self._judged(batch.obs, w))[..., 0].mean(0)
         return self.actor.step(q, log_prob)
 
     # ------------------------------------------------------------------ state

@@ -1,6 +1,8 @@
-"""What critics and actors see: the frozen base policy's view of an observation as one vector."""
+"""What actors and critics see of an observation, as one vector each."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -33,7 +35,7 @@ class Features(nn.Module):
         """Environment units in, features out."""
         policy = self._policy[0]
         normaliser: Normaliser = policy.normaliser  # type: ignore[assignment]
-        parts = [normaliser.normalise(k, obs[k]).clamp(-LIMIT, LIMIT).flatten(1) for k in self.states]
+        parts = _states(normaliser, self.states, obs)
         if self.encoded:
             parts.append(policy.encode(obs).flatten(1))
         return torch.cat(parts, 1)
@@ -48,3 +50,45 @@ class Features(nn.Module):
             for k, f in policy.spec.obs.items()
         }
         return self(zeros).shape[1]
+
+
+def _states(normaliser: Normaliser, keys: Sequence[str], obs: Obs) -> list[Tensor]:
+    return [normaliser.normalise(k, obs[k]).clamp(-LIMIT, LIMIT).flatten(1) for k in keys]
+
+
+class CriticFeatures:
+    """What only a simulator knows, for critics: they are not deployed (Pinto et al. 2018, asymmetric actor-critic).
+
+    Args:
+        shapes: the states that are shown, by key.
+        normaliser: of those keys.
+        n_obs_steps: To of the windows.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], normaliser: Normaliser, n_obs_steps: int):
+        self.keys, self.normaliser = list(shapes), normaliser
+        self.width = n_obs_steps * sum(torch.Size(shape).numel() for shape in shapes.values())
+
+    @torch.no_grad()
+    def __call__(self, obs: Obs) -> Float[Tensor, "b f"]:
+        """Environment units in, features out."""
+        return torch.cat(_states(self.normaliser, self.keys, obs), 1)
+
+
+class Sight:
+    """What is kept of an observation: the actor's features, and the critic's where they are others.
+
+    Attributes:
+        of_critic: the key of what the critic sees, in what this returns and so in the replay.
+        critic_width: its length.
+    """
+
+    def __init__(self, actor: Features, critic: CriticFeatures | None):
+        self._actor, self._critic = actor, critic
+        self.of_critic = "features" if critic is None else "critic_features"
+        self.critic_width = actor.out_dim() if critic is None else critic.width
+
+    def __call__(self, obs: Obs) -> dict[str, Tensor]:
+        """{"features": (B, F)} and, where the critic sees something else, {"critic_features": (B, G)}."""
+        seen = {"features": self._actor(obs)}
+        return seen if self._critic is None else {**seen, self.of_critic: self._critic(obs)}

@@ -25,7 +25,7 @@ from torch import Tensor
 from algos.base_queue import BaseQueue
 from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
-from algos.features import Features
+from algos.features import CriticFeatures, Features, Sight
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
 from algos.wrapper import WrappedPolicy
@@ -102,6 +102,7 @@ class Residual:
     Args:
         base: the policy to improve.
         n_envs: environments that ``explore`` acts in.
+        critic_features: what the critics see instead of the actor's features.
         scale, hold, hidden: see ResidualPolicy.
         n_critics, critic_hidden: E critics and their widths; n_target_critics: m, those of the minimum.
         batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
@@ -120,6 +121,7 @@ class Residual:
         base: Policy,
         n_envs: int,
         *,
+        critic_features: CriticFeatures | None = None,
         scale: float = 0.3,
         hold: int = 8,
         hidden: Sequence[int] = (128, 128),
@@ -148,7 +150,8 @@ class Residual:
     ):
         self.policy = ResidualPolicy(base, scale=scale, hold=hold, hidden=hidden).eval()
         self.base, self.n_action_steps = base, hold
-        width = self.policy.features.out_dim() + (hold + 1) * base.action_dim
+        self.sight = Sight(self.policy.features, critic_features)
+        width = self.sight.critic_width + (hold + 1) * base.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimiser = adam(self.policy.actor.parameters(), actor_lr)
@@ -173,7 +176,8 @@ class Residual:
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
         self.explore_std, self.target_std = explore_std, target_std
         self.queue = BaseQueue(base, n_envs)
-        self._now: dict[str, Tensor] = {}  # features, base's and own action of the present decision
+        self._now: dict[str, Tensor] = {}  # base's and own action of the present decision ...
+        self._seen: dict[str, Tensor] = {}  # ... and what it was taken on
 
     # ------------------------------------------------------------------ acting
 
@@ -182,7 +186,7 @@ class Residual:
         """Actions for the environments; ``fresh`` marks those whose episode has just begun."""
         if not self._now or fresh.any():
             self._begin(obs, fresh)
-        features, base = self._now["features"], self._now["base"]
+        features, base = self._seen["features"], self._now["base"]
         action = torch.where(self.core.base_only[:, None, None], base, self.policy.corrected(features, base))
         noise = self.explore_std * torch.randn(len(base), 1, base.shape[2], generator=self.generator)
         noise = torch.where(self.core.quiet[:, None, None], 0.0, noise)
@@ -196,7 +200,7 @@ class Residual:
         base = self.policy.range.unit(self._next(obs, fresh))
         if self._now:
             base = torch.where(fresh[:, None, None], base, self._now["base"])
-        self._now = {"features": self.policy.features(obs), "base": base}
+        self._now, self._seen = {"base": base}, self.sight(obs)
 
     def _next(self, obs: Obs, rows: Bool[Tensor, " n"]) -> Float[Tensor, "n h da"]:
         return self.queue.next(self.base, obs, self.generator, rows, self.n_action_steps)
@@ -204,13 +208,11 @@ class Residual:
     @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
-        now = self._now
-        after = {"features": self.policy.features(step.next_obs)}
+        after = self.sight(step.next_obs)
         base = self.policy.range.unit(self._next(step.next_obs, ~step.terminated))
-        extras = {"base": now["base"], "next_base": base}
-        trusted = self.core.store({"features": now["features"]}, now["action"], step, after, extras)
-        self.policy.active.fill_(trusted)
-        self._now = {**after, "base": base}
+        extras = {"base": self._now["base"], "next_base": base}
+        self.policy.active.fill_(self.core.store(self._seen, self._now["action"], step, after, extras))
+        self._now, self._seen = {"base": base}, after
 
     def base_result(self, successes: int, episodes: int) -> None:
         """What trust is measured against."""
@@ -224,8 +226,8 @@ class Residual:
         windows = ({k: v[t : t + 1] for k, v in demo.windows.items()} for t in range(n + 1))
         chunks = [queue.next(self.base, now, self.generator, steps=self.n_action_steps) for now in windows]
         base = self.policy.range.unit(torch.cat(chunks))
-        seen, extras = {"features": self.policy.features(demo.windows)}, {"base": base[:n], "next_base": base[1:]}
-        self.core.store_demo(demo, seen, self.policy.range.unit(demo.actions), extras)
+        extras = {"base": base[:n], "next_base": base[1:]}
+        self.core.store_demo(demo, self.sight(demo.windows), self.policy.range.unit(demo.actions), extras)
 
     # ------------------------------------------------------------------ learning
 
@@ -238,42 +240,41 @@ class Residual:
                 metrics |= self.update_actor(batch)
         return metrics
 
-    def judged(
-        self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"], action: Float[Tensor, "b h da"]
-    ) -> Float[Tensor, "b d"]:
-        """What the critics see of actions: the base's, and how far they depart from it on the mean, per scale.
+    def judged(self, obs: Obs, base: Float[Tensor, "b h da"], action: Float[Tensor, "b h da"]) -> Float[Tensor, "b d"]:
+        """What the critics see; of actions: the base's, and how far they depart from it on the mean, per scale.
 
         From the whole action critics learn what goes with success ("lift"), whoever caused it, and an actor that
         follows them lifts before it grasps. What a departure does shows only in the noise that was tried.
         """
-        return torch.cat([features, base.flatten(1), (action - base).mean(1) / self.policy.scale], 1)
+        seen = obs[self.sight.of_critic][:, 0]
+        return torch.cat([seen, base.flatten(1), (action - base).mean(1) / self.policy.scale], 1)
 
     @torch.no_grad()
     def td_target(self, batch: Transition) -> Float[Tensor, " b"]:
         """y: the better of the base's and the corrected next action, each by its minimum over m target critics."""
-        features, base = batch.next_obs["features"][:, 0], batch.extras["next_base"]
+        obs, base = batch.next_obs, batch.extras["next_base"]
         noise = torch.randn(len(base), 1, base.shape[2], generator=self.generator).clamp(-2, 2) * self.target_std
-        corrected = (self.policy.corrected(features, base) + noise).clamp(-1, 1)
-        both = torch.cat([self.judged(features, base, corrected), self.judged(features, base, base)])
+        corrected = (self.policy.corrected(obs["features"][:, 0], base) + noise).clamp(-1, 1)
+        both = torch.cat([self.judged(obs, base, corrected), self.judged(obs, base, base)])
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
         value = torch.stack(self.target(both, members)[..., 0].min(0).values.chunk(2)).max(0).values
         return self.core.target(batch, value)
 
     def update_critic(self, batch: Transition) -> Metrics:
         """L_Q."""
-        judged = self.judged(batch.obs["features"][:, 0], batch.extras["base"], batch.action)
+        judged = self.judged(batch.obs, batch.extras["base"], batch.action)
         metrics = regress(self.critic, self.critic_optimiser, judged, self.td_target(batch))
         move_towards(self.target, self.critic, self.tau)
         return metrics
 
     def update_actor(self, batch: Transition) -> Metrics:
         """L_pi; ``gain`` is what the critics say the corrections are worth."""
-        features, base = batch.obs["features"][:, 0], batch.extras["base"]
-        residual = self.policy.residual(features, base)
+        obs, base = batch.obs, batch.extras["base"]
+        residual = self.policy.residual(obs["features"][:, 0], base)
         with frozen(self.critic):
-            q = self.critic(self.judged(features, base, (base + residual[:, None]).clamp(-1, 1))).mean()
+            q = self.critic(self.judged(obs, base, (base + residual[:, None]).clamp(-1, 1))).mean()
         with torch.no_grad():
-            gain = q - self.critic(self.judged(features, base, base)).mean()
+            gain = q - self.critic(self.judged(obs, base, base)).mean()
         self.actor_optimiser.zero_grad(set_to_none=True)
         (-q).backward()
         self.actor_optimiser.step()
@@ -287,7 +288,7 @@ class Residual:
     def state_dict(self) -> dict[str, Any]:
         """All that continues training bit-exactly, but for the environments."""
         parts = {name: getattr(self, name).state_dict() for name in self._PARTS}
-        return {**parts, "actor": self.policy.actor.state_dict(), "now": self._now}
+        return {**parts, "actor": self.policy.actor.state_dict(), "now": self._now, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
@@ -295,4 +296,4 @@ class Residual:
             getattr(self, name).load_state_dict(state[name])
         self.policy.actor.load_state_dict(state["actor"])
         self.policy.active.fill_(self.core.trust.active)
-        self._now = dict(state["now"])
+        self._now, self._seen = dict(state["now"]), dict(state["seen"])

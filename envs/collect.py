@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data.episodes import EpisodeStore
 from data.errors import DataError
@@ -106,13 +108,28 @@ def _open(env_args: dict[str, Any], path: str | Path, n_demos: int, first_seed: 
     return store
 
 
-def replay(store: EpisodeStore, i: int) -> bool:
-    """Whether episode ``i``'s actions, from its seed, succeed again."""
-    if store.task is None:
-        raise DataError(f"{store.path} does not say which environment it was recorded in.")
-    env = make_env({**store.task.env_args, "terminate_on_success": False, "obs": []})
+def replay(store: EpisodeStore, i: int, obs: Sequence[str] = ()) -> tuple[bool, dict[str, np.ndarray]]:
+    """Episode ``i`` once more: its actions, from its seed.
+
+    Args:
+        store: demonstrations that remember their environment and their seeds.
+        i: the episode.
+        obs: observations wanted, recorded then or not.
+
+    Returns:
+        Whether it succeeds again, and what is seen before each action, (T, *shape) by key.
+    """
+    if store.task is None or "seed" not in store.episode_meta_names:
+        raise DataError(f"{store.path} does not say in which environment, from which seeds, it was recorded.")
+    env = make_env({**store.task.env_args, "terminate_on_success": False, "obs": list(obs)})
     try:
-        env.reset(int(store.episode_meta("seed")[i]))
-        return any([env.step(action).success for action in store.episode(i, ["action"])["action"]])
+        frame, success = env.reset(int(store.episode_meta("seed")[i])), False
+        seen: dict[str, list[np.ndarray]] = {key: [] for key in obs}
+        for action in store.episode(i, ["action"])["action"]:
+            for key in obs:
+                seen[key].append(frame[key])
+            success |= env.step(action).success
+            frame = env.observe()
     finally:
         env.close()
+    return success, {key: np.stack(frames) for key, frames in seen.items()}

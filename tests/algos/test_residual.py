@@ -128,10 +128,10 @@ def test_td_target_by_hand(make_base):
     )  # fmt: skip
     got = learner.td_target(batch)
     for b in range(n):
-        s, base = batch.next_obs["features"][b], batch.extras["next_base"][b : b + 1]
+        s, base = batch.next_obs["features"][b : b + 1], batch.extras["next_base"][b : b + 1]
         values = [
-            float(learner.target(learner.judged(s, base, a)).detach().min())
-            for a in (base, learner.policy.corrected(s, base))
+            float(learner.target(learner.judged({"features": s}, base, a)).detach().min())
+            for a in (base, learner.policy.corrected(s[:, 0], base))
         ]
         want = float(batch.reward[b] + batch.discount[b] * max(values))
         assert float(got[b]) == pytest.approx(min(max(want, 0.0), 1.0), abs=1e-5)
@@ -153,7 +153,8 @@ def test_critics_find_the_values_of_a_chain(make_base):
             extras={"base": base[0], "next_base": base[1]},
         )  # fmt: skip
         learner.update_critic(batch)
-    q = learner.critic(learner.judged(states[:, 0], torch.zeros(3, 1, 2), torch.zeros(3, 1, 2)))[..., 0].mean(0)
+    judged = learner.judged({"features": states}, torch.zeros(3, 1, 2), torch.zeros(3, 1, 2))
+    q = learner.critic(judged)[..., 0].mean(0)
     torch.testing.assert_close(q.detach(), torch.tensor([gamma**2, gamma, 1.0]), atol=0.05, rtol=0)
 
 

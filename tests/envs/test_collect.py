@@ -46,7 +46,7 @@ def test_only_successes_with_a_short_tail(tmp_path):
         assert success.any()
         assert len(success) <= success.argmax() + 3
         assert store.episode(i)["reward"].sum() == 1.0
-        assert replay(store, i)
+        assert replay(store, i)[0]
 
 
 def test_extends_a_store_that_stopped_early(tmp_path):
@@ -81,7 +81,11 @@ def test_metaworld_demonstrations_replay(tmp_path):
     assert store.episode(0)["action"].dtype == np.float32
     assert np.abs(store.episode(0)["action"]).max() <= 1.0
     reopened = EpisodeStore.open(tmp_path / "demos")
-    assert all(replay(reopened, i) for i in range(2))
+    assert all(replay(reopened, i)[0] for i in range(2))
+    success, seen = replay(reopened, 0, ["agent_pos", "state"])  # one recorded then, one not
+    assert success
+    np.testing.assert_array_equal(seen["agent_pos"], reopened.episode(0)["agent_pos"])
+    assert seen["state"].shape == (len(seen["agent_pos"]), 39)
 
 
 def test_another_environment_or_seed_is_refused(tmp_path):
