@@ -1,4 +1,5 @@
 # make quickstart   a point-cloud policy that opens a door, trained in front of you
+# make improve      a policy that picks and places half of the time, and reinforcement learning that makes it better
 # make test         lint, types, import contract, tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # On Linux PyPI's torch brings CUDA. Without a GPU: make quickstart PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
@@ -7,14 +8,17 @@ PIP_ARGS ?=
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: quickstart test install install-dev lint types contract unit format clean
+.PHONY: quickstart improve test install install-dev lint types contract unit format clean
+
+# An experiment, or what is left of it
+run = if [ -e $(2)/config.yaml ]; then $(BIN)/python train.py resume=$(2); else $(BIN)/python train.py experiment=$(1); fi
 
 quickstart: .venv/.installed
-	@if [ -e runs/quickstart/config.yaml ]; then \
-		$(BIN)/python train.py resume=runs/quickstart; \
-	else \
-		$(BIN)/python train.py experiment=quickstart; \
-	fi
+	@$(call run,quickstart,runs/quickstart)
+
+improve: .venv/.installed
+	@$(call run,improve_base,runs/pick-place)
+	@$(call run,improve,runs/pick-place-residual)
 
 test: lint types contract unit
 

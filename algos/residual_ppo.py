@@ -1,4 +1,4 @@
-"""On-policy residual on a frozen chunked base (ResiP, Ankile et al. 2025): corrected at every control step by PPO.
+"""On-policy residual on a frozen chunked base (ResiP, Ankile et al. 2025): corrected every few steps by PPO.
 
     a = a_base + scale * u,  u ~ N(mu(s, a_base), std^2)
 
@@ -21,20 +21,21 @@ from policies.policy import Obs, Policy
 
 
 class ResidualGaussianPolicy(ResidualPolicy):
-    """The base's chunk, executed step by step, each step corrected by the mean of a Gaussian.
+    """The base's chunk, executed a few steps at a time, each time corrected by the mean of a Gaussian.
 
     Args:
         base: any policy; frozen.
         scale: of the correction, as a part of half the action range. Unlike ResidualPolicy's, it is not a bound.
+        hold: control steps that a correction is held for (1 in the paper); divides the base's Ta.
         hidden: of the network for mu; its last layer starts at zero, so an untrained one is the base exactly.
     """
 
     algo = "residual_ppo"
 
-    def __init__(self, base: Policy, *, scale: float = 0.5, hidden: Sequence[int] = (256, 256)):
-        super().__init__(base, scale=scale, hidden=hidden)
+    def __init__(self, base: Policy, *, scale: float = 0.5, hold: int = 1, hidden: Sequence[int] = (256, 256)):
+        super().__init__(base, scale=scale, hold=hold, hidden=hidden)
         self.active.fill_(True)
-        self.options = {"scale": scale, "hidden": list(hidden)}
+        self.options = {"scale": scale, "hold": hold, "hidden": list(hidden)}
 
     def mean(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b da"]:
         """mu(s, a_base); ``base`` in unit actions."""
@@ -51,12 +52,12 @@ class ResidualPPO(OnPolicy):
     Args:
         base: the policy to improve.
         n_envs: environments that ``explore`` acts in.
-        scale, hidden: see ResidualGaussianPolicy.
+        scale, hold, hidden: see ResidualGaussianPolicy.
         std: of u in exploration; fixed.
         clip_ratio: eps of the surrogate.
-        rollout_steps: control steps of each environment between updates.
-        batch_size: of minibatches, in control steps. epochs: over a rollout.
-        lam: of the advantages, per control step.
+        rollout_steps: decisions of each environment between updates.
+        batch_size: of minibatches, in decisions. epochs: over a rollout.
+        lam: of the advantages, per decision.
         target_kl: divergence at which the actor stops before its epochs are done.
         actor_lr, critic_lr: Adam's. critic_hidden: widths. grad_clip: largest norm of a gradient.
         critic_warmup: rollouts for the critic alone.
@@ -72,6 +73,7 @@ class ResidualPPO(OnPolicy):
         n_envs: int,
         *,
         scale: float = 0.5,
+        hold: int = 1,
         hidden: Sequence[int] = (256, 256),
         std: float = 0.37,
         clip_ratio: float = 0.2,
@@ -87,12 +89,12 @@ class ResidualPPO(OnPolicy):
         grad_clip: float = 1.0,
         seed: int = 0,
     ):
-        policy = ResidualGaussianPolicy(base, scale=scale, hidden=hidden).eval()
+        policy = ResidualGaussianPolicy(base, scale=scale, hold=hold, hidden=hidden).eval()
         options = PPOOptions(
             rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, critic_lr, critic_hidden, critic_warmup,
             grad_clip,
         )  # fmt: skip
-        n_features = policy.features.out_dim() + base.action_dim
+        n_features = policy.features.out_dim() + hold * base.action_dim
         policy.actor.to(next(base.parameters()).device)
         super().__init__(policy, policy.actor, n_envs, n_features, options, seed=seed)
         self.gaussian, self.std, self.clip_ratio = policy, std, clip_ratio
@@ -108,7 +110,8 @@ class ResidualPPO(OnPolicy):
         features, base = self._now["features"], self._now["base"]
         mean = self.gaussian.actor(features)[0]
         self._now["u"] = mean + self.std * self._draw(*mean.shape)
-        return self.gaussian.range.environment((base + self.gaussian.scale * self._now["u"]).clamp(-1, 1))[:, None]
+        correction = self.gaussian.scale * self._now["u"][:, None]
+        return self.gaussian.range.environment((base + correction).clamp(-1, 1))
 
     def _look(self, obs: Obs, rows: Bool[Tensor, " n"]) -> dict[str, Tensor]:
         """The base's next action in the environments ``rows``, and what actor and critic see."""
@@ -145,4 +148,4 @@ class ResidualPPO(OnPolicy):
 
 
 def _where(rows: Bool[Tensor, " n"], new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(rows.to(new.device)[:, None], new, old)
+    return torch.where(rows.to(new.device).view(-1, *[1] * (new.ndim - 1)), new, old)
