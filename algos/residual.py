@@ -129,7 +129,7 @@ class Residual:
         critic_hidden: Sequence[int] = (128, 128),
         n_target_critics: int = 2,
         batch_size: int = 128,
-        utd_ratio: float = 0.5,
+        utd_ratio: float = 1.5,
         actor_every: int = 2,
         n_step: int = 1,
         tau: float = 0.01,
