@@ -20,6 +20,7 @@ SMALL = {
     "hidden": [16, 16], "critic_hidden": [16, 16], "n_critics": 3, "batch_size": 16, "learning_starts": 8,
     "warmup_steps": 30, "n_candidates": 4,
 }  # fmt: skip
+NA = SMALL | {"variant": "na", "repeat": False}
 every_head = pytest.mark.parametrize("head", ["flow", "ddim"])
 
 
@@ -80,7 +81,7 @@ def test_density_of_the_noise(make_base):
 
 
 def test_entropy_is_driven_to_its_target(make_base):
-    learner = DSRL(make_base(), 1, **SMALL | {"alpha_lr": 0.02, "actor_lr": 3e-3}, alpha=0.5, repeat=True)
+    learner = DSRL(make_base(), 1, **SMALL | {"alpha_lr": 0.02, "actor_lr": 3e-3}, alpha=0.5, target_entropy=0.0)
     batch = Transition(
         obs={"features": torch.zeros(64, 1, learner.policy.features.out_dim())}, action=torch.zeros(64, 1),
         reward=torch.zeros(64), discount=torch.zeros(64), done=torch.zeros(64) > 0, next_obs={}, extras={},
@@ -90,7 +91,7 @@ def test_entropy_is_driven_to_its_target(make_base):
 
 
 def test_td_target_by_hand(make_base):
-    learner = DSRL(make_base(), 1, **SMALL, n_target_critics=3, value_low=None, value_high=None)
+    learner = DSRL(make_base(), 1, **NA, n_target_critics=3, value_low=None, value_high=None)
     n, f = 5, learner.policy.features.out_dim()
     obs = {"state": torch.randn(n, 2, 4)}
     seen = {k: v[:, None] for k, v in learner._see(obs).items()}
@@ -109,13 +110,45 @@ def test_td_target_by_hand(make_base):
     torch.testing.assert_close(got, batch.reward + batch.discount * q)
 
 
+def test_td_target_in_noise_space_by_hand(make_base):
+    """The better of the steered and of a drawn noise, each by its minimum over the critics."""
+    learner = DSRL(make_base(), 1, **SMALL, n_target_critics=3, value_low=None, value_high=None)
+    n, f = 40, learner.policy.features.out_dim()
+    seen = {"features": torch.randn(n, 1, f), "tokens": torch.zeros(n, 1, 1)}
+    batch = Transition(
+        obs={}, action=torch.zeros(n, 2), reward=torch.rand(n), discount=torch.rand(n), done=torch.zeros(n) > 0,
+        next_obs=seen, extras={},
+    )  # fmt: skip
+    learner.core.env_steps = 1000
+    eps = torch.randn(n, 2, generator=_copy(learner.generator))
+    got = learner.td_target(batch)
+    with torch.no_grad():
+        steered, _ = learner.policy.draw(seen["features"][:, 0], eps)
+        q = [learner.target(torch.cat([seen["features"][:, 0], w], 1))[..., 0].min(0).values for w in (steered, eps)]
+    assert (q[0] > q[1]).any()
+    assert (q[0] < q[1]).any()
+    torch.testing.assert_close(got, batch.reward + batch.discount * torch.maximum(*q))
+
+
+def test_demonstrations_become_the_noise_that_leads_to_them(make_base):
+    learner = DSRL(make_base(), 1, **SMALL)
+    tokens = learner.base.encode({"state": torch.randn(20, 2, 4)})
+    w = torch.rand(20, 2) * 4 - 2
+    with torch.no_grad():
+        demonstrated = learner._chunk(tokens, w)[1].view(20, 4, 2)
+        found = learner._chunk(tokens, learner._nearest_noise(tokens, demonstrated))[1].view(20, 4, 2)
+        other = learner._chunk(tokens, w[torch.randperm(20)])[1].view(20, 4, 2)
+    error = (found - demonstrated).mean(1).norm(dim=1).mean()
+    assert error < 0.3 * (other - demonstrated).mean(1).norm(dim=1).mean()
+
+
 def _copy(generator: torch.Generator) -> torch.Generator:
     return torch.Generator().set_state(generator.get_state())
 
 
 def test_distilled_critic_is_the_critic_of_the_chunk(make_base, store):
     """Q_W(s, w) ends up as Q_A(s, pi_dp(s, w)) for noise it has not seen."""
-    learner = DSRL(make_base(), 1, **SMALL | {"critic_hidden": [64, 64], "critic_lr": 1e-3, "n_candidates": 16})
+    learner = DSRL(make_base(), 1, **NA | {"critic_hidden": [64, 64], "critic_lr": 1e-3, "n_candidates": 16})
     assert learner.critic is not None
     learner.critic_optimiser.param_groups[0]["lr"] = 2e-3
     Rollout(learner, 1).run(60)
@@ -138,7 +171,7 @@ def test_distilled_critic_is_the_critic_of_the_chunk(make_base, store):
 def test_resumes_bit_exactly(make_base, store, variant):
     def learner():
         torch.manual_seed(3)
-        new = DSRL(make_base(), 2, **SMALL, variant=variant, base_fraction=0.3)
+        new = DSRL(make_base(), 2, **(NA if variant == "na" else SMALL), base_fraction=0.3)
         for demo in demos(store, new):
             new.add_demo(demo)
         return new

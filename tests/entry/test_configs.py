@@ -35,7 +35,13 @@ def test_defaults_follow_the_observation():
     assert load_config("train", ["obs=rgb", "policy.noise_per_obs=2"])["policy"]["noise_per_obs"] == 2
 
 
-IMPROVES = {"improve": "improve_base"}  # experiments that start from another one's policy
+IMPROVES = {  # experiments that start from another one's policy
+    "improve": "improve_base", "residual_paper": "improve_base", "dsrl_paper": "improve_base",
+    "residual_ppo_paper": "improve_base", "dppo_paper": "dppo_base",
+}  # fmt: skip
+FROM_NOTHING = ("rlpd_paper", "sac_paper")
+OFF_POLICY = ["algo.learning_starts=6", "algo.hidden=[16]", "algo.critic_hidden=[16]"]
+ON_POLICY = ["algo.rollout_steps=2", "algo.critic_hidden=[16]"]
 
 
 def run_briefly(server, root, folder, name, *more):
@@ -47,11 +53,15 @@ def run_briefly(server, root, folder, name, *more):
 
 @pytest.mark.parametrize("name", groups()["experiment"])
 def test_experiment_runs(server, root, tmp_path, name):
-    brief = ["data.n_demos=2", "algo.train_steps=2", "algo.save_every=1"]
-    summary = run_briefly(server, root, tmp_path / "run", IMPROVES.get(name, name), *brief)
-    assert summary["step"] == 2
+    few = ["algo.env_steps=12", "algo.n_envs=2", *(ON_POLICY if "ppo" in name else OFF_POLICY)]
+    if name in FROM_NOTHING:
+        summary = run_briefly(server, root, tmp_path / "run", name, "data.n_demos=2", *few)
+        assert summary["step"] == 12
+    else:
+        brief = ["data.n_demos=2", "algo.train_steps=2", "algo.save_every=1"]
+        summary = run_briefly(server, root, tmp_path / "run", IMPROVES.get(name, name), *brief)
+        assert summary["step"] == 2
     if name in IMPROVES:
-        few = ["algo.env_steps=12", "algo.learning_starts=6"]
         summary = run_briefly(server, root, tmp_path / "next", name, f"base={tmp_path / 'run'}", *few)
         assert summary["step"] >= 12  # whole decisions
     assert set(summary) >= EVAL_KEYS
