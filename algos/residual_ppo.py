@@ -114,12 +114,11 @@ class ResidualPPO(OnPolicy):
         return self.gaussian.range.environment((base + correction).clamp(-1, 1))
 
     def _look(self, obs: Obs, rows: Bool[Tensor, " n"]) -> dict[str, Tensor]:
-        """The base's next action in the environments ``rows``, and what actor and critic see."""
+        """The base's next actions in the environments ``rows``, and what actor and critic see."""
         obs = {k: v.to(self.device) for k, v in obs.items()}
-        base = self.gaussian.range.unit(
-            self.queue.next(self.gaussian.base, obs, self.generator, rows)[:, 0].to(self.device)
-        )
-        return {"features": torch.cat([self.gaussian.features(obs), base], 1), "base": base}
+        action = self.queue.next(self.gaussian.base, obs, self.generator, rows, self.gaussian.n_action_steps)
+        base = self.gaussian.range.unit(action.to(self.device))
+        return {"features": torch.cat([self.gaussian.features(obs), base.flatten(1)], 1), "base": base}
 
     @torch.no_grad()
     def observe(self, step: Any) -> None:

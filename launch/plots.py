@@ -38,7 +38,7 @@ def learning_curve(records: Sequence[dict[str, Any]], path: Path, title: str, un
         high = [max(0.0, r["success_ci95"][1] - r["success_rate"]) for r in evaluations]
         right.errorbar(steps, rates, yerr=[low, high], fmt="o-", capsize=3, color="#d1495b")
     for record in records[:1]:
-        if "base_success_rate" in record:
+        if record.get("base_success_rate") is not None:
             right.axhline(record["base_success_rate"], color="#666666", ls="--", lw=1, label="base")
             right.legend(loc="lower right")
     right.set(ylabel="success rate (95 % interval)", ylim=(-0.02, 1.05))

@@ -27,6 +27,7 @@ from tests.algos.conftest import base_config, outcomes
 SMALL = {"rollout_steps": 6, "batch_size": 10, "epochs": 3, "critic_hidden": [16], "critic_warmup": 1}
 LEARNERS = {
     "residual": lambda make, n: ResidualPPO(make("flow"), n, **SMALL, hidden=[16]),
+    "residual-held": lambda make, n: ResidualPPO(make("flow"), n, **SMALL, hidden=[16], hold=2),
     "residual-ddpm": lambda make, n: ResidualPPO(make("ddpm"), n, **SMALL, hidden=[16]),
     "dppo-ddim": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=2),
     "dppo-ddpm": lambda make, n: DPPO(make("ddpm"), n, **SMALL, n_finetuned_steps=3),
@@ -276,7 +277,7 @@ def test_time_out_is_valued_with_the_chunk_gone_on_with(make_base):
 def test_save_and_load_act_alike(make_base, name, tmp_path):
     learner = make_learner(make_base, name)
     disturb(learner.actor, 0.3)
-    head = "flow" if name == "residual" else name.split("-")[1].replace("all", "ddim")
+    head = "flow" if name == "residual" else name.split("-")[1].replace("all", "ddim").replace("held", "flow")
     save_policy(tmp_path / "c", learner.policy, wrapped_config(learner.policy, base_config(head)))
     loaded = load_policy(tmp_path / "c")
     assert type(loaded) is type(learner.policy)

@@ -22,7 +22,9 @@ NETS = words("algo.hidden=[16] algo.critic_hidden=[16] algo.batch_size=16 algo.l
 OPTIONS = {
     "residual": [*NETS, "algo.warmup_steps=80", "algo.hold=2"],
     "dsrl": [*NETS, "algo.warmup_steps=80", "algo.n_candidates=2", "algo.critic_obs=[state]"],
-    "residual_ppo": words("algo.n_envs=2 algo.rollout_steps=12 algo.batch_size=8 algo.epochs=2 algo.hidden=[16]"),
+    "residual_ppo": words(
+        "algo.hold=2 algo.n_envs=2 algo.rollout_steps=12 algo.batch_size=8 algo.epochs=2 algo.hidden=[16]"
+    ),
     "dppo": words("algo.n_envs=2 algo.rollout_steps=6 algo.batch_size=8 algo.epochs=2 algo.critic_hidden=[16]"),
 }
 FROM_NOTHING = words("""
