@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from policies.policy import Metrics
-
-
-class _NormReLU(torch.autograd.Function):
-    """max(0, gamma * (x - mean) / std + beta) per member, with one buffer kept for the way back instead of four."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        normed, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
-        out = torch.addcmul(beta, normed, gamma).relu_()
-        ctx.save_for_backward(normed, rstd, gamma, out)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        normed, rstd, gamma, out = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad, out, 0)
-        scaled = grad * normed
-        d_gamma = scaled.sum(1, keepdim=True) if ctx.needs_input_grad[1] else None
-        d_beta = grad.sum(1, keepdim=True) if ctx.needs_input_grad[2] else None
-        # Ba et al. 2016: dx = (g - mean(g) - x_hat * mean(g x_hat)) / std with g = grad * gamma
-        size = normed.shape[-1]
-        along = torch.matmul(scaled, gamma.transpose(1, 2)).div_(-size)
-        g = grad.mul_(gamma)
-        g.sub_(g.mean(-1, keepdim=True)).addcmul_(normed, along)
-        return g.mul_(rstd), d_gamma, d_beta
 
 
 class EnsembleMLP(nn.Module):
@@ -80,22 +54,16 @@ class EnsembleMLP(nn.Module):
         def pick(parameters: nn.ParameterList, i: int) -> Tensor:
             return parameters[i] if members is None else parameters[i][members]
 
-        h = x
+        n = self.n_members if members is None else len(members)
+        h = x.expand(n, -1, -1) if x.ndim == 2 else x
         for i in range(len(self.weights)):
-            weight, bias = pick(self.weights, i), pick(self.biases, i)
-            if h.ndim == 2:  # the first layer of all members is one wide product
-                n, d, o = weight.shape
-                h = torch.mm(h, weight.transpose(0, 1).reshape(d, n * o)).view(len(h), n, o).transpose(0, 1) + bias
-            else:
-                h = torch.baddbmm(bias, h, weight)
+            h = torch.baddbmm(pick(self.biases, i), h, pick(self.weights, i))
             if i + 1 < len(self.weights):
-                h = self._activate(h, i, pick)
+                if self.layer_norm:
+                    normed = nn.functional.layer_norm(h, h.shape[-1:])
+                    h = torch.addcmul(pick(self.betas, i), normed, pick(self.gammas, i))
+                h = torch.relu(h)
         return h
-
-    def _activate(self, h: Tensor, i: int, pick: Callable[[nn.ParameterList, int], Tensor]) -> Tensor:
-        if not self.layer_norm:
-            return torch.relu(h)
-        return cast(Tensor, _NormReLU.apply(h, pick(self.gammas, i), pick(self.betas, i)))
 
 
 def regress(
