@@ -49,10 +49,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
-def run_command(*command: str, **env: str) -> Done:
-    """A real command in a fresh process, from the repository's root."""
+def run_command(*command: str, limit: float = TIMEOUT, **env: str) -> Done:
+    """A real command in a fresh process, from the repository's root; ``limit`` in seconds."""
     done = subprocess.run(
-        command, cwd=REPO, env=environment(**env), capture_output=True, text=True, timeout=TIMEOUT, check=False
+        command, cwd=REPO, env=environment(**env), capture_output=True, text=True, timeout=limit, check=False
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
