@@ -4,9 +4,8 @@
 
 Every base is ``algo=bc`` on 10 demonstrations, stopped early so that there is something to improve. Resumes where it
 was stopped; with --report it only prints what is there. Success is that of the final policy over 200 episodes (of the
-base over 100); ``dip``
-the base's success minus the worst mean of three evaluations in a row, in points; environment steps to 90 and 95 % are
-those of the first evaluation (50 episodes) that reached them.
+base over 100); ``dip`` the base's success minus the worst mean of three evaluations in a row, in points; environment
+steps to 90 and 95 % are those of the first evaluation (50 episodes) that reached them.
 """
 
 from __future__ import annotations
