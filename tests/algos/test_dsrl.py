@@ -18,7 +18,7 @@ from tests.algos.conftest import Rollout, base_config, demos, outcomes, returns
 
 SMALL = {
     "hidden": [16, 16], "critic_hidden": [16, 16], "n_critics": 3, "batch_size": 16, "learning_starts": 8,
-    "warmup_steps": 30, "n_candidates": 4,
+    "warmup_steps": 30, "n_candidates": 4, "utd_ratio": 0.5,
 }  # fmt: skip
 NA = SMALL | {"variant": "na", "repeat": False}
 every_head = pytest.mark.parametrize("head", ["flow", "ddim"])

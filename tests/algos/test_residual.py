@@ -19,7 +19,7 @@ from tests.algos.conftest import HEADS, Rollout, base_config, demos, outcomes, r
 
 SMALL = {
     "hold": 1, "hidden": [16, 16], "critic_hidden": [16, 16], "n_critics": 3, "batch_size": 16, "learning_starts": 5,
-    "warmup_steps": 20,
+    "warmup_steps": 20, "utd_ratio": 0.5,
 }  # fmt: skip
 every_head = pytest.mark.parametrize("head", HEADS)
 
