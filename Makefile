@@ -18,8 +18,9 @@ quickstart: .venv/.installed
 	@$(call run,quickstart,runs/quickstart)
 
 improve: .venv/.installed
-	@$(call run,improve_base,runs/pick-place)
-	@$(call run,improve,runs/pick-place-residual)
+	@[ -e runs/pick-place/eval.json ] || { $(call run,improve_base,runs/pick-place); }
+	@test -e runs/pick-place/eval.json # an interrupted base is saved, and not built upon
+	@[ -e runs/pick-place-residual/eval.json ] || { $(call run,improve,runs/pick-place-residual); }
 
 test: lint types contract unit
 

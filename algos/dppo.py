@@ -80,6 +80,8 @@ class FineTunedDiffusion(WrappedPolicy):
 
     def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
         """A chunk for ``noise`` (B, *noise_shape)."""
+        if not self.active:
+            return self.base.sample(obs, noise=noise)
         cond = self.encode(obs)
         noise = self.draw_noise(len(cond)) if noise is None else noise
         if self.head.sampler == "ddim":
@@ -166,17 +168,14 @@ class DPPO(OnPolicy):
         # One tensor to start from and one after each step, the last included
         noise = self._draw(len(cond), policy.head.n_inference_steps + 1, policy.horizon, policy.action_dim)
         chain = policy.chain(cond, noise[:, 0], noise[:, 1:], eta=self.eta, min_std=self.min_std)
-        self._now = {"features": self._critic_view(obs), "cond": cond, "chain": torch.stack(chain, 1)}
+        self._now = {"features": self.sight.critic(obs, cond), "cond": cond, "chain": torch.stack(chain, 1)}
         return policy.unnormalise_action(chain[-1])[:, self.executed]
 
     @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the decision."""
         next_obs = {k: v.to(self.device) for k, v in step.next_obs.items()}
-        self._store(self._now, step, self._critic_view(next_obs))
-
-    def _critic_view(self, obs: Obs) -> Float[Tensor, "n f"]:
-        return self.sight(obs)[self.sight.of_critic]
+        self._store(self._now, step, self.sight.critic(next_obs))
 
     def log_prob(self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
         """log pi(z_{k-1} | z_k, s) per number, clamped, and averaged over the executed steps and their dimensions.

@@ -6,15 +6,15 @@ which every action is one that the base could have taken.
     DSRL-SAC   SAC on w:                 y = r + gamma min_m Q_W'(s', w'),       w' ~ pi_W(s')
     DSRL-NA    critic on real actions:   y = r + gamma min_m Q_A'(s', pi_dp(s', w'))
                distilled onto noise:     L = (Q_W(s, w) - mean Q_A(s, pi_dp(s, w)))^2,  w ~ N(0, I)
-    both       L_pi = alpha log pi_W(w|s) - mean_e Q_W(s, w),  alpha adjusted towards the target entropy 0
+    both       L_pi = alpha log pi_W(w|s) - mean_e Q_W(s, w),  alpha adjusted towards a target entropy (paper: 0)
 
 What is ours: SAC learns from demonstrations too, as noise that leads close to them; its y takes the better of the
 steered and a drawn w'; the (w, pi_dp(s, w)) pairs that NA distils Q_W from are drawn when the transition is stored,
 several per observation, so an update of Q_W asks the base nothing; and the policy handed out stays the base until
 training episodes show that steering helps (algos.trust).
 
-One vector repeated over the chunk (``repeat``) moves the whole chunk; independent components average out. Around a base
-cloned from a scripted expert the standard deviations are 0.12 and 0.03 of half the action range (pick-place-v3).
+One vector repeated over the chunk (``repeat``) moves the whole chunk, where independent components average out: around
+a base that does nearly the same whatever its noise, there is little to choose from otherwise.
 """
 
 from __future__ import annotations
@@ -204,7 +204,8 @@ class DSRL:
 
     def _see(self, obs: Obs) -> dict[str, Tensor]:
         """What is stored of an observation: features for the critics, tokens for the base."""
-        return {**self.sight(obs), "tokens": self.base.encode(obs)}
+        tokens = self.base.encode(obs)
+        return {**self.sight(obs, tokens), "tokens": tokens}
 
     def _judged(self, obs: Obs, action: Float[Tensor, "b d"]) -> Float[Tensor, "b fd"]:
         """What a critic sees of a batch: observation, and noise or flat chunk."""

@@ -31,13 +31,13 @@ class Features(nn.Module):
             raise ConfigError(f"{type(policy).__name__} has no normaliser to see observations through.")
 
     @torch.no_grad()
-    def forward(self, obs: Obs) -> Float[Tensor, "b f"]:
-        """Environment units in, features out."""
+    def forward(self, obs: Obs, tokens: Tensor | None = None) -> Float[Tensor, "b f"]:
+        """Environment units in, features out; ``tokens`` (B, L, C) are the encoder's, where they are known already."""
         policy = self._policy[0]
         normaliser: Normaliser = policy.normaliser  # type: ignore[assignment]
         parts = _states(normaliser, self.states, obs)
         if self.encoded:
-            parts.append(policy.encode(obs).flatten(1))
+            parts.append((policy.encode(obs) if tokens is None else tokens).flatten(1))
         return torch.cat(parts, 1)
 
     def out_dim(self) -> int:
@@ -88,7 +88,14 @@ class Sight:
         self.of_critic = "features" if critic is None else "critic_features"
         self.critic_width = actor.out_dim() if critic is None else critic.width
 
-    def __call__(self, obs: Obs) -> dict[str, Tensor]:
-        """{"features": (B, F)} and, where the critic sees something else, {"critic_features": (B, G)}."""
-        seen = {"features": self._actor(obs)}
+    def __call__(self, obs: Obs, tokens: Tensor | None = None) -> dict[str, Tensor]:
+        """{"features": (B, F)} and, where the critic sees something else, {"critic_features": (B, G)}.
+
+        ``tokens`` as in ``Features``.
+        """
+        seen = {"features": self._actor(obs, tokens)}
         return seen if self._critic is None else {**seen, self.of_critic: self._critic(obs)}
+
+    def critic(self, obs: Obs, tokens: Tensor | None = None) -> Float[Tensor, "b f"]:
+        """What the critic sees, alone."""
+        return self._actor(obs, tokens) if self._critic is None else self._critic(obs)
