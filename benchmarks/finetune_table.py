@@ -2,7 +2,7 @@
 
     python benchmarks/finetune_table.py [--methods residual dsrl] [--tasks push-v3 ...] [--seeds 0 1 2] [--jobs 2]
 
-Every base is ``algo=bc`` on 10 demonstrations, stopped early so that there is something to improve. Resumes where it
+Every base is ``algo=bc`` on 20 demonstrations, stopped early so that there is something to improve. Resumes where it
 was stopped; with --report it only prints what is there. Success is that of the final policy over 200 episodes (of the
 base over 100); ``dip`` the base's success minus the worst mean of three evaluations in a row, in points; environment
 steps to 90 and 95 % are those of the first evaluation (50 episodes) that reached them.
@@ -22,7 +22,7 @@ TASKS = [
     "bin-picking-v3", "pick-out-of-hole-v3", "hand-insert-v3", "box-close-v3",
 ]  # fmt: skip
 METHODS = ["residual", "dsrl"]
-BASE = ["algo.train_steps=1000", "policy.n_inference_steps=4", "data.n_demos=10", "eval.n_videos=0", "eval.n_envs=1"]
+BASE = ["algo.train_steps=500", "policy.n_inference_steps=4", "data.n_demos=20", "eval.n_videos=0", "eval.n_envs=1"]
 EVAL = ["eval.n_episodes=200", "eval.every=5000", "eval.every_n_episodes=50", "eval.n_videos=0", "eval.n_envs=1"]
 COLUMNS = [
     "method",

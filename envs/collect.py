@@ -23,6 +23,7 @@ def collect_demos(
     n_workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
     keep_after_success: int = 10,
+    noise: float = 0.0,
 ) -> EpisodeStore:
     """Fill a store with the first ``n_demos`` successful episodes of seeds ``first_seed``, ``first_seed`` + 1, ...
 
@@ -37,6 +38,8 @@ def collect_demos(
         progress: called with (episodes in the store, wanted) after each.
         keep_after_success: steps recorded beyond the first success. A few show a policy what to do once it is done;
             all 200 (as some published sets have) would mostly show it standing still.
+        noise: disturbance of the expert's actions, see ``demonstrate``. Shows how to recover, and leaves a policy with
+            something to choose from.
 
     Returns:
         The store, open for appending.
@@ -47,7 +50,7 @@ def collect_demos(
     """
     # The expert must be able to go on after its first success.
     running = {**env_args, "terminate_on_success": False}
-    store = _open(env_args, path, n_demos, first_seed)
+    store = _open(env_args, path, n_demos, first_seed, noise)
     if store.n_episodes >= n_demos:
         return store
     seeds = store.episode_meta("seed") if store.n_episodes else []
@@ -58,13 +61,13 @@ def collect_demos(
         running_seed: dict[int, int] = {}
         done: dict[int, Any] = {}
         for env in range(n):
-            pool.request(env, "demo", upcoming + env, keep_after_success)
+            pool.request(env, "demo", upcoming + env, keep_after_success, noise)
             running_seed[env] = upcoming + env
         dealt = upcoming + n
         while store.n_episodes < n_demos:
             env, episode = pool.next_reply()
             done[running_seed[env]] = episode
-            pool.request(env, "demo", dealt, keep_after_success)
+            pool.request(env, "demo", dealt, keep_after_success, noise)
             running_seed[env], dealt = dealt, dealt + 1
             # Episodes are stored in the order of their seeds, so the store does not depend on who was faster.
             while upcoming in done and store.n_episodes < n_demos:
@@ -81,14 +84,14 @@ def collect_demos(
     return store
 
 
-def _open(env_args: dict[str, Any], path: str | Path, n_demos: int, first_seed: int) -> EpisodeStore:
+def _open(env_args: dict[str, Any], path: str | Path, n_demos: int, first_seed: int, noise: float) -> EpisodeStore:
     """The store at ``path``, new or fitting; building the environment here also shows its errors here."""
     env = make_env(env_args)
     task = env.spec
     env.close()
     path = Path(path)
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return EpisodeStore.create(path, task, {"first_seed": first_seed, "source": "scripted expert"})
+        return EpisodeStore.create(path, task, {"first_seed": first_seed, "source": "scripted expert", "noise": noise})
     store = EpisodeStore.open(path, mode="a")
     assert store.task is not None  # an appendable store has one
     if store.task.env_args != task.env_args:
@@ -99,6 +102,10 @@ def _open(env_args: dict[str, Any], path: str | Path, n_demos: int, first_seed: 
     if store.attrs.get("first_seed", first_seed) != first_seed:
         raise DataError(
             f"{path} was collected from seed {store.attrs['first_seed']}, not {first_seed}. Choose another path."
+        )
+    if store.attrs.get("noise", 0.0) != noise:
+        raise DataError(
+            f"{path} was collected with noise {store.attrs.get('noise', 0.0)}, not {noise}. Choose another path."
         )
     if store.n_episodes < n_demos and store.task.versions != task.versions:
         raise DataError(

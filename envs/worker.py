@@ -7,6 +7,7 @@ kills the parent. Its shared memory has no name, so none can be left behind.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import sys
@@ -148,8 +149,18 @@ class Slot:
                 array[t] = frame[key]
 
 
-def demonstrate(env: Env, seed: int, keep_after_success: int) -> dict[str, np.ndarray] | None:
+NOISE_STEPS = 8  # control steps after which a demonstration's disturbance has lost all but 1/e of itself
+
+
+def demonstrate(env: Env, seed: int, keep_after_success: int, noise: float = 0.0) -> dict[str, np.ndarray] | None:
     """One episode of the scripted expert, or None where it fails.
+
+    Args:
+        env: a ScriptedEnv.
+        seed: of the episode and its disturbance.
+        keep_after_success: steps recorded beyond the first success.
+        noise: standard deviation of an Ornstein-Uhlenbeck disturbance of the expert's actions, in halves of the action
+            range; it forgets itself within ``NOISE_STEPS``.
 
     Returns:
         (T, *shape) per observation key, "action" (T, Da) as executed, "reward" (T,), "success" (T,). It ends
@@ -160,8 +171,14 @@ def demonstrate(env: Env, seed: int, keep_after_success: int) -> dict[str, np.nd
     frame = env.reset(seed)
     columns: dict[str, list[Any]] = {key: [] for key in (*frame, "action", "reward", "success")}
     left = None
+    low, high = env.spec.action_low, env.spec.action_high
+    rng, disturbance, memory = np.random.default_rng([seed, 1]), 0.0, math.exp(-1 / NOISE_STEPS)
     while left is None or left > 0:
         action = env.expert_action()
+        if noise:
+            fresh = rng.standard_normal(action.shape)
+            disturbance = memory * disturbance + math.sqrt(1 - memory**2) * noise * fresh
+            action = np.clip(action + disturbance * (high - low) / 2, low, high).astype(np.float32)
         result = env.step(action)
         for key, value in frame.items():
             columns[key].append(value)
@@ -181,7 +198,7 @@ def demonstrate(env: Env, seed: int, keep_after_success: int) -> dict[str, np.nd
 
 
 def serve(requests: Iterator[tuple], slots: list[Slot]) -> Iterator[Any]:
-    """Answer ("reset", slot, seed, film), ("step", slot, chunk, next_seed) and ("demo", slot, seed, k) one by one."""
+    """Answer ("reset", slot, seed, film), ("step", slot, chunk, next_seed) and ("demo", slot, seed, ...) one by one."""
     for kind, slot, *arguments in requests:
         if kind == "reset":
             yield slots[slot].reset(*arguments)

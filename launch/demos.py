@@ -61,8 +61,8 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
         return store, task
     env_args = env_args_of(config)
     digest = hashlib.sha256(json.dumps(env_args, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{config['task']['suite']}-{config['task']['name']}-{config['obs']['name']}-s{config['seed']}-{digest}.zarr"
-    path = Path(data["root"]) / name
+    name = f"{config['task']['suite']}-{config['task']['name']}-{config['obs']['name']}-s{config['seed']}-{digest}"
+    path = Path(data["root"]) / (f"{name}-noise{data['noise']:g}.zarr" if data["noise"] else f"{name}.zarr")
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             with Bar(f"demonstrations of {config['task']['name']}", data["n_demos"]) as bar:
@@ -72,6 +72,7 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
                     data["n_demos"],
                     first_seed=demo_seed(config["seed"], 0),
                     n_workers=data["n_workers"],
+                    noise=data["noise"],
                     progress=lambda done, total: bar.update(done),
                 )
     store = EpisodeStore.open(path)

@@ -49,6 +49,24 @@ def test_only_successes_with_a_short_tail(tmp_path):
         assert replay(store, i)[0]
 
 
+def test_disturbed_demonstrations_are_recorded_as_executed(tmp_path):
+    clean = collect_demos(TOY, tmp_path / "clean", 6, SEED, n_workers=0)
+    noisy = collect_demos(TOY, tmp_path / "noisy", 6, SEED, n_workers=0, noise=0.2)
+    assert_same(noisy, collect_demos(TOY, tmp_path / "again", 6, SEED, n_workers=2, noise=0.2))
+    assert all(replay(noisy, i)[0] for i in range(6))
+    # Against the expert's own answers in the states that were recorded
+    env, off = make_env(TOY), []
+    for i in range(6):
+        env.reset(int(noisy.episode_meta("seed")[i]))
+        for action in noisy.episode(i)["action"]:
+            off.append((action - env.expert_action()) / ((env.spec.action_high - env.spec.action_low) / 2))
+            env.step(action)
+    off = np.concatenate([o for o in off if np.abs(o).max() > 0])
+    assert 0.05 < np.std(off) < 0.25  # some of it is cut off at the limits
+    with pytest.raises(DataError, match=r"noise 0\.0, not 0\.2"):
+        collect_demos(TOY, clean.path, 7, SEED, n_workers=0, noise=0.2)
+
+
 def test_extends_a_store_that_stopped_early(tmp_path):
     told = []
     collect_demos(TOY, tmp_path / "part", 3, SEED, n_workers=0)
