@@ -8,20 +8,22 @@ which every action is one that the base could have taken.
                distilled onto noise:     L = (Q_W(s, w) - mean Q_A(s, pi_dp(s, w)))^2,  w ~ N(0, I)
     both       L_pi = alpha log pi_W(w|s) - mean_e Q_W(s, w),  alpha adjusted towards a target entropy (paper: 0)
 
-What is ours: SAC learns from demonstrations too, as noise that leads close to them; its y takes the better of the
-steered and a drawn w'; the (w, pi_dp(s, w)) pairs that NA distils Q_W from are drawn when the transition is stored,
-several per observation, so an update of Q_W asks the base nothing; and the policy handed out stays the base until
-training episodes show that steering helps (algos.trust).
+What is chosen may be the whole noise chunk ("chunk"), one vector repeated over it ("vector"), or, ours, an offset and
+a temperature ("offset"): w = lambda eps + delta, with eps drawn as the base draws it and delta repeated over the chunk.
+Delta 0 and lambda 1 is the base itself, so learning starts there and not from noise that the base was never trained
+on; lambda 0 is the repeated vector.
 
-One vector repeated over the chunk (``repeat``) moves the whole chunk, where independent components average out: around
-a base that does nearly the same whatever its noise, there is little to choose from otherwise.
+What is ours besides: SAC learns from demonstrations too, as noise that leads close to them; its y takes the better of
+the steered next action and the base's; the (w, pi_dp(s, w)) pairs that NA distils Q_W from are drawn when the
+transition is stored, several per observation, so an update of Q_W asks the base nothing; and the policy handed out
+stays the base until training episodes show that steering helps (algos.trust).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,13 +34,14 @@ from algos.demos import Demo
 from algos.features import CriticFeatures, Features, Sight
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
-from algos.soft_actor import UNIT_STD, SoftActor, squashed_gaussian
+from algos.soft_actor import SoftActor, raw_std, squashed_gaussian
 from algos.wrapper import WrappedPolicy
 from data.chunks import executed_slice
 from data.errors import ConfigError
 from policies.chunk_policy import ChunkPolicy
 from policies.policy import Metrics, Obs, Policy
 
+Steer = Literal["chunk", "vector", "offset"]
 SEARCHED = 128  # draws of noise among which a demonstration's is looked for
 
 
@@ -47,47 +50,74 @@ class SteeredPolicy(WrappedPolicy):
 
     Args:
         base: a policy whose sample is a function of one noise chunk; frozen.
-        bound: b; each component of the noise lies in [-b, b].
-        repeat: choose one vector (Da,) and use it at every step of the chunk; false chooses all H of them.
+        bound: b; each chosen component lies in [-b, b].
+        steer: "chunk", "vector" or "offset", see the module. For "offset" the last component is the temperature,
+            lambda = 0 at -b and 1 at b.
+        start_std: of the untrained actor, before tanh.
         hidden: of the steering network.
     """
 
     algo = "dsrl"
     base: ChunkPolicy
 
-    def __init__(self, base: Policy, *, bound: float = 1.5, repeat: bool = False, hidden: Sequence[int] = (256, 256)):
+    def __init__(
+        self,
+        base: Policy,
+        *,
+        bound: float = 1.5,
+        steer: Steer = "chunk",
+        start_std: float = 1.0,
+        hidden: Sequence[int] = (256, 256),
+    ):
         if not isinstance(base, ChunkPolicy) or len(base.noise_shape) != 2:
             raise ConfigError(
                 f"algo=dsrl steers a policy that is a function of one noise chunk (H, Da); the base's noise has shape "
                 f"{base.noise_shape}. With policy=diffusion choose the sampler ddim."
             )
-        super().__init__(base, {"bound": bound, "repeat": repeat, "hidden": list(hidden)})
+        if steer not in get_args(Steer):
+            raise ConfigError(f"steer must be one of {', '.join(get_args(Steer))}, not {steer!r}.")
+        options = {"bound": bound, "steer": steer, "start_std": start_std, "hidden": list(hidden)}
+        super().__init__(base, options)
         self.features = Features(base)
-        self.bound, self.repeat = bound, repeat
-        self.steer_dim = base.action_dim if repeat else base.horizon * base.action_dim
+        self.bound, self.kind = bound, steer
+        h, da = base.horizon, base.action_dim
+        self.steer_dim = {"chunk": h * da, "vector": da, "offset": da + 1}[steer]
         self.actor = EnsembleMLP(1, self.features.out_dim(), 2 * self.steer_dim, hidden=hidden, final_scale=0.1)
-        # It starts wide: standard deviation 1 before tanh.
-        self.actor.biases[-1].data[..., self.steer_dim :] += UNIT_STD
+        bias = self.actor.biases[-1].data
+        bias[..., self.steer_dim :] += raw_std(start_std)
+        if steer == "offset":
+            bias[..., da] += 1.5  # lambda 0.95
 
-    def whole(self, w: Float[Tensor, "b d"]) -> Float[Tensor, "b h da"]:
-        """What the base takes as noise, from the components that are chosen."""
-        if self.repeat:
+    def noise(self, w: Float[Tensor, "b d"], drawn: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """What the base takes as noise: the chosen components, around or instead of what it would have ``drawn``."""
+        if self.kind == "chunk":
+            return w.unflatten(1, (self.horizon, self.action_dim))
+        if self.kind == "vector":
             return w[:, None].expand(-1, self.horizon, -1)
-        return w.unflatten(1, (self.horizon, self.action_dim))
+        temperature = (1 + w[:, None, -1:] / self.bound) / 2
+        return temperature * drawn + w[:, None, :-1]
+
+    def unsteered(self, eps: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """The components that leave the base what it would do by itself, from standard normal ``eps``."""
+        if self.kind != "offset":
+            return eps
+        return torch.cat([torch.zeros_like(eps[:, :-1]), torch.full_like(eps[:, -1:], self.bound)], 1)
 
     def draw(self, features: Float[Tensor, "b f"], eps: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
         """w = b tanh(mean + std eps), and its log-density (B,) per unit of w / b."""
         x, log_prob = squashed_gaussian(self.actor(features)[0], eps)
         return self.bound * x, log_prob
 
-    def steer(self, obs: Obs) -> Float[Tensor, "b h da"]:
-        """The noise in the middle of the actor's distribution."""
-        mean = self.actor(self.features(obs))[0, :, : self.steer_dim]
-        return self.whole(self.bound * torch.tanh(mean))
+    def steer(self, obs: Obs) -> Float[Tensor, "b d"]:
+        """The middle of the actor's distribution."""
+        return self.bound * torch.tanh(self.actor(self.features(obs))[0, :, : self.steer_dim])
 
     def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
         """The base's chunk for the chosen noise, or for ``noise`` while it is not active."""
-        return self.base.sample(obs, noise=self.steer(obs) if self.active else noise)
+        if self.active:
+            drawn = self.draw_noise(len(next(iter(obs.values())))) if noise is None else noise
+            noise = self.noise(self.steer(obs), drawn)
+        return self.base.sample(obs, noise=noise)
 
 
 class DSRL:
@@ -98,7 +128,7 @@ class DSRL:
         n_envs: environments that ``explore`` acts in.
         critic_features: what the critics see instead of the actor's features.
         variant: "na" or "sac", see the module.
-        bound, repeat, hidden: see SteeredPolicy.
+        bound, steer, start_std, hidden: see SteeredPolicy.
         n_critics, critic_hidden: of Q_A and of Q_W; n_target_critics: m, those of the minimum.
         actor_every: critic updates per actor update.
         n_candidates: (w, chunk) pairs stored with each observation (na).
@@ -121,7 +151,8 @@ class DSRL:
         critic_features: CriticFeatures | None = None,
         variant: Literal["na", "sac"] = "sac",
         bound: float = 2.5,
-        repeat: bool = True,
+        steer: Steer = "offset",
+        start_std: float = 0.3,
         hidden: Sequence[int] = (128, 128),
         n_critics: int = 4,
         critic_hidden: Sequence[int] = (128, 128),
@@ -152,7 +183,7 @@ class DSRL:
     ):
         if variant not in ("na", "sac"):
             raise ValueError(f"variant must be na or sac, not {variant!r}")
-        self.policy = SteeredPolicy(base, bound=bound, repeat=repeat, hidden=hidden).eval()
+        self.policy = SteeredPolicy(base, bound=bound, steer=steer, start_std=start_std, hidden=hidden).eval()
         self.base, self.variant, self.n_action_steps = self.policy.base, variant, base.n_action_steps
         self.sight = Sight(self.policy.features, critic_features)
         n, executed = self.sight.critic_width, base.n_action_steps * base.action_dim
@@ -193,12 +224,12 @@ class DSRL:
     # ------------------------------------------------------------------ acting
 
     def _gaussian(self, n: int) -> Float[Tensor, "n d"]:
-        """What the base would have drawn, as chosen components."""
         return torch.randn(n, self.policy.steer_dim, generator=self.generator)
 
     def _chunk(self, tokens: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """The executed actions (B, Ta, Da) in environment units, and flat in [-1, 1] as the critic sees them."""
-        chunk = self.base.unnormalise_action(self.base.decode(tokens, self.policy.whole(w)))
+        drawn = self.base.draw_noise(len(w), self.generator)
+        chunk = self.base.unnormalise_action(self.base.decode(tokens, self.policy.noise(w, drawn)))
         actions = chunk[:, executed_slice(self.base.n_obs_steps, self.base.n_action_steps)]
         return actions, self.policy.range.unit(actions).flatten(1)
 
@@ -216,7 +247,7 @@ class DSRL:
         if self.critic is None:
             return {}
         m = self.n_candidates
-        w = self._gaussian(len(tokens) * m)
+        w = self._gaussian(len(tokens) * m) if self.policy.kind != "offset" else self._anywhere(len(tokens) * m)
         _, actions = self._chunk(tokens.repeat_interleave(m, 0), w)
         return {"w": w.unflatten(0, (-1, m)), "chunk": actions.unflatten(0, (-1, m))}
 
@@ -227,7 +258,10 @@ class DSRL:
         seen = self._see(obs)
         eps = self._gaussian(len(fresh))
         steered, _ = self.policy.draw(seen["features"], torch.where(self.core.quiet[:, None], 0.0, eps))
-        w = torch.where(self.core.base_only[:, None], eps, steered)
+        alone = self.core.base_only
+        if self.core.warming_up and self.policy.kind == "offset":
+            alone = alone & self.core.quiet  # the others show what the untrained actor's noise does
+        w = torch.where(alone[:, None], self.policy.unsteered(eps), steered)
         actions, unit = self._chunk(seen["tokens"], w)
         self._now = {**seen, "action": w if self.critic is None else unit}
         return actions
@@ -254,10 +288,15 @@ class DSRL:
         else:
             self.core.store_demo(demo, seen, unit.flatten(1), self._candidates(tokens))
 
+    def _anywhere(self, n: int) -> Float[Tensor, "n d"]:
+        return (torch.rand(n, self.policy.steer_dim, generator=self.generator) * 2 - 1) * self.policy.bound
+
     def _nearest_noise(self, tokens: Float[Tensor, "n l c"], chunks: Float[Tensor, "n ta da"]) -> Float[Tensor, "n d"]:
         """Of ``SEARCHED`` uniform draws of w the one whose chunk goes, on the mean, where ``chunks`` go."""
         n = len(tokens)
-        w = (torch.rand(n, SEARCHED, self.policy.steer_dim, generator=self.generator) * 2 - 1) * self.policy.bound
+        w = self._anywhere(n * SEARCHED).unflatten(0, (n, SEARCHED))
+        if self.policy.kind == "offset":
+            w[..., -1] = -self.policy.bound  # nothing is left to chance
         _, found = self._chunk(tokens.repeat_interleave(SEARCHED, 0), w.flatten(0, 1))
         means = found.view(n, SEARCHED, *chunks.shape[1:]).mean(2)
         distance = (means - chunks.mean(1)[:, None]).square().sum(-1)
@@ -283,7 +322,7 @@ class DSRL:
         features, tokens = batch.next_obs["features"][:, 0], batch.next_obs["tokens"][:, 0]
         eps = self._gaussian(len(features))
         if self.core.warming_up:  # the policy that acts is still the base
-            w, log_prob = eps, torch.zeros(len(eps))
+            w, log_prob = self.policy.unsteered(eps), torch.zeros(len(eps))
         else:
             w, log_prob = self.policy.draw(features, eps)
         action = w if self.critic is None else self._chunk(tokens, w)[1]
@@ -292,8 +331,8 @@ class DSRL:
         if self.backup_entropy:
             value = value - self.actor.alpha * log_prob
         if self.critic is None and not self.core.warming_up:
-            drawn = self.target(self._judged(batch.next_obs, eps), members)[..., 0].min(0).values
-            value = torch.maximum(value, drawn)
+            unsteered = self._judged(batch.next_obs, self.policy.unsteered(eps))
+            value = torch.maximum(value, self.target(unsteered, members)[..., 0].min(0).values)
         return self.core.target(batch, value)
 
     def update_critic(self, batch: Transition) -> Metrics:

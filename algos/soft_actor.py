@@ -14,7 +14,12 @@ from algos.critic import adam
 from policies.policy import Metrics
 
 LOG_STD = (-5.0, 2.0)  # bounds of the log standard deviation before tanh
-UNIT_STD = math.log(-LOG_STD[0] / LOG_STD[1])  # the network's output at which that standard deviation is 1
+
+
+def raw_std(std: float) -> float:
+    """The network's output at which the standard deviation before tanh is ``std``."""
+    part = (math.log(std) - LOG_STD[0]) / (LOG_STD[1] - LOG_STD[0])
+    return math.log(part / (1 - part))
 
 
 def squashed_gaussian(out: Float[Tensor, "b two_d"], eps: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ SMALL = {
     "hidden": [16, 16], "critic_hidden": [16, 16], "n_critics": 3, "batch_size": 16, "learning_starts": 8,
     "warmup_steps": 30, "n_candidates": 4, "utd_ratio": 0.5,
 }  # fmt: skip
-NA = SMALL | {"variant": "na", "repeat": False}
+NA = SMALL | {"variant": "na", "steer": "chunk"}
 every_head = pytest.mark.parametrize("head", ["flow", "ddim"])
 
 
@@ -49,27 +49,48 @@ def test_bases_that_are_no_function_of_one_noise_are_refused(make_base):
 
 
 @every_head
-@pytest.mark.parametrize("repeat", [False, True])
-def test_save_and_load_act_alike(make_base, head, repeat, tmp_path):
+@pytest.mark.parametrize("steer", ["chunk", "vector", "offset"])
+def test_save_and_load_act_alike(make_base, head, steer, tmp_path):
     base = make_base(head)
-    policy = SteeredPolicy(base, repeat=repeat, hidden=[16], bound=1.2).eval()
+    policy = SteeredPolicy(base, steer=steer, hidden=[16], bound=1.2).eval()
     policy.active.fill_(True)
     save_policy(tmp_path / "c", policy, wrapped_config(policy, base_config(head)))
     loaded = load_policy(tmp_path / "c")
     assert isinstance(loaded, SteeredPolicy)
     obs = {"state": torch.randn(5, 2, 4)}
+    drawn = torch.randn(5, 6, 2)
     with torch.no_grad():
-        noise = policy.steer(obs)
-    assert noise.abs().max() <= 1.2
-    assert (noise == noise[:, :1]).all() == repeat
-    assert torch.equal(policy.act(obs), base.act(obs, noise=noise))
-    assert torch.equal(policy.act(obs), loaded.act(obs))
+        w = policy.steer(obs)
+        noise = policy.noise(w, drawn)
+    assert w.abs().max() <= 1.2
+    if steer == "vector":
+        assert (noise == noise[:, :1]).all()
+    if steer == "offset":
+        temperature = (w[:, -1] / 1.2 + 1) / 2
+        assert (temperature > 0).all()
+        expected = drawn * temperature[:, None, None] + w[:, None, :2]
+        torch.testing.assert_close(noise, expected)
+    assert torch.equal(policy.act(obs, noise=drawn), base.act(obs, noise=noise))
+    assert torch.equal(policy.act(obs, noise=drawn), loaded.act(obs, noise=drawn))
     assert np.array_equal(returns(outcomes(policy)), returns(outcomes(loaded)))
+
+
+def test_offset_ranges_from_the_base_itself_to_one_vector(make_base):
+    policy = SteeredPolicy(make_base(), steer="offset", hidden=[8], bound=2.0)
+    drawn = torch.randn(4, 6, 2)
+    assert torch.equal(policy.noise(policy.unsteered(torch.randn(4, 3)), drawn), drawn)
+    cold = torch.tensor([[0.5, -1.0, -2.0]])
+    assert torch.equal(policy.noise(cold, drawn[:1]), torch.tensor([0.5, -1.0]).expand(1, 6, 2))
+    features = torch.randn(100, policy.features.out_dim())
+    with torch.no_grad():
+        w, _ = policy.draw(features, torch.zeros(100, 3))
+    assert (w[:, :2].abs() < 0.5).all()  # untrained it is nearly the base
+    assert (w[:, 2] > 1.5).all()
 
 
 def test_density_of_the_noise(make_base):
     """exp(log_prob) is the density of w / b: the mean of its inverse is the volume of the support."""
-    policy = SteeredPolicy(make_base(), repeat=True, hidden=[8], bound=2.0)
+    policy = SteeredPolicy(make_base(), steer="vector", hidden=[8], bound=2.0)
     features = torch.randn(1, policy.features.out_dim()).expand(200_000, -1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -105,35 +126,40 @@ def test_td_target_by_hand(make_base):
     got = learner.td_target(batch)
     with torch.no_grad():
         w, _ = learner.policy.draw(seen["features"][:, 0], eps)
-        actions = learner.base.act(obs, noise=learner.policy.whole(w)).flatten(1)
+        actions = learner.base.act(obs, noise=learner.policy.noise(w, torch.zeros(n, 6, 2))).flatten(1)
         q = learner.target(torch.cat([seen["features"][:, 0], actions], 1))[..., 0].min(0).values
     torch.testing.assert_close(got, batch.reward + batch.discount * q)
 
 
-def test_td_target_in_noise_space_by_hand(make_base):
-    """The better of the steered and of a drawn noise, each by its minimum over the critics."""
-    learner = DSRL(make_base(), 1, **SMALL, n_target_critics=3, value_low=None, value_high=None)
-    n, f = 40, learner.policy.features.out_dim()
+@pytest.mark.parametrize("steer", ["vector", "offset"])
+def test_td_target_in_noise_space_by_hand(make_base, steer):
+    """The better of the steered noise and the base's own, each by its minimum over the critics."""
+    learner = DSRL(make_base(), 1, **SMALL, steer=steer, n_target_critics=3, value_low=None, value_high=None)
+    n, f, d = 40, learner.policy.features.out_dim(), learner.policy.steer_dim
     seen = {"features": torch.randn(n, 1, f), "tokens": torch.zeros(n, 1, 1)}
     batch = Transition(
-        obs={}, action=torch.zeros(n, 2), reward=torch.rand(n), discount=torch.rand(n), done=torch.zeros(n) > 0,
+        obs={}, action=torch.zeros(n, d), reward=torch.rand(n), discount=torch.rand(n), done=torch.zeros(n) > 0,
         next_obs=seen, extras={},
     )  # fmt: skip
     learner.core.env_steps = 1000
-    eps = torch.randn(n, 2, generator=_copy(learner.generator))
+    eps = torch.randn(n, d, generator=_copy(learner.generator))
     got = learner.td_target(batch)
+    own = eps if steer == "vector" else torch.tensor([0.0, 0.0, 2.5]).expand(n, 3)
     with torch.no_grad():
         steered, _ = learner.policy.draw(seen["features"][:, 0], eps)
-        q = [learner.target(torch.cat([seen["features"][:, 0], w], 1))[..., 0].min(0).values for w in (steered, eps)]
+        q = [learner.target(torch.cat([seen["features"][:, 0], w], 1))[..., 0].min(0).values for w in (steered, own)]
     assert (q[0] > q[1]).any()
     assert (q[0] < q[1]).any()
     torch.testing.assert_close(got, batch.reward + batch.discount * torch.maximum(*q))
 
 
-def test_demonstrations_become_the_noise_that_leads_to_them(make_base):
-    learner = DSRL(make_base(), 1, **SMALL)
+@pytest.mark.parametrize("steer", ["vector", "offset"])
+def test_demonstrations_become_the_noise_that_leads_to_them(make_base, steer):
+    learner = DSRL(make_base(), 1, **SMALL, steer=steer)
     tokens = learner.base.encode({"state": torch.randn(20, 2, 4)})
-    w = torch.rand(20, 2) * 4 - 2
+    w = torch.rand(20, learner.policy.steer_dim) * 4 - 2
+    if steer == "offset":
+        w[:, -1] = -2.5
     with torch.no_grad():
         demonstrated = learner._chunk(tokens, w)[1].view(20, 4, 2)
         found = learner._chunk(tokens, learner._nearest_noise(tokens, demonstrated))[1].view(20, 4, 2)
@@ -167,11 +193,13 @@ def test_distilled_critic_is_the_critic_of_the_chunk(make_base, store):
     assert float(error) < 0.3, float(error)
 
 
-@pytest.mark.parametrize("variant", ["na", "sac"])
-def test_resumes_bit_exactly(make_base, store, variant):
+@pytest.mark.parametrize(
+    ("variant", "steer"), [("na", "chunk"), ("na", "offset"), ("sac", "vector"), ("sac", "offset")]
+)
+def test_resumes_bit_exactly(make_base, store, variant, steer):
     def learner():
         torch.manual_seed(3)
-        new = DSRL(make_base(), 2, **(NA if variant == "na" else SMALL), base_fraction=0.3)
+        new = DSRL(make_base(), 2, **SMALL, variant=variant, steer=steer, base_fraction=0.3)
         for demo in demos(store, new):
             new.add_demo(demo)
         return new

@@ -46,7 +46,7 @@ def test_critics_judge_by_what_only_they_see(make_base, variant):
     if variant == "residual":
         learner = Residual(make_base(), 2, critic_features=secret(), **SMALL, hold=1)
     else:
-        learner = DSRL(make_base(), 2, critic_features=secret(), **SMALL, variant=variant, repeat=False)
+        learner = DSRL(make_base(), 2, critic_features=secret(), **SMALL, variant=variant, steer="chunk")
     obs = {"state": torch.randn(2, 2, 4), "secret": torch.randn(2, 2, 3)}
     seen = {k: v[:, None] for k, v in learner.sight(obs).items()}
     changed = {k: v[:, None] for k, v in learner.sight({**obs, "secret": obs["secret"] + 0.5}).items()}

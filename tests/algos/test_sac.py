@@ -11,7 +11,7 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 from algos.replay import Transition
 from algos.sac import SAC, GaussianPolicy
-from algos.soft_actor import LOG_STD, UNIT_STD, squashed_gaussian
+from algos.soft_actor import LOG_STD, raw_std, squashed_gaussian
 from data.errors import ContractError
 from data.normaliser import Normaliser
 from data.spec import FieldSpec, TaskSpec
@@ -47,7 +47,7 @@ def test_density_against_torch_distributions():
 
 
 def test_unit_std():
-    x, _ = squashed_gaussian(torch.tensor([[0.0, UNIT_STD]]).expand(20000, -1), torch.randn(20000, 1))
+    x, _ = squashed_gaussian(torch.tensor([[0.0, raw_std(1.0)]]).expand(20000, -1), torch.randn(20000, 1))
     assert float(torch.atanh(x.clamp(-1 + 1e-6, 1 - 1e-6)).std()) == pytest.approx(1.0, rel=0.05)
 
 
