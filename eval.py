@@ -59,7 +59,7 @@ def evaluate_policy(
         on_episode: called with the number of episodes this process has finished; may raise Interrupted to stop.
     """
     rank, world_size = (processes.process_index, processes.num_processes) if processes else (0, 1)
-    device = next(policy.parameters()).device
+    device = policy.device
 
     def act(obs: Mapping[str, Tensor], episode: Episode) -> Tensor:
         on_device = {k: v.to(device) for k, v in obs.items()}
@@ -143,6 +143,7 @@ def main(argv: list[str]) -> int:
         device=device,
         overrides=set_options(config["policy"]),
         n_action_steps=config["n_action_steps"],
+        black_box=config["black_box"],
     )
     env_args = {**policy.spec.env_args, **set_options(config["task"])}
     env = make_env(env_args)

@@ -175,7 +175,7 @@ class FineTuning(Session):
         self, config: dict[str, Any], accelerator: Accelerator
     ) -> tuple[Policy | None, TaskSpec, EpisodeStore | None]:
         """The base, its task, and demonstrations."""
-        return base_and_demos(config, accelerator.device)
+        return base_and_demos(config, accelerator)
 
     def make_learner(self, options: dict[str, Any]) -> Learner:
         """What ``algo`` names."""
@@ -238,7 +238,7 @@ class FineTuning(Session):
         seeds = self.eval_seeds(final=False)
         before = self.run_episodes(base, seeds, stop, "the base")
         start = self.run_episodes(self.policy, seeds, stop, f"{self.config['algo']['name']} before any update")
-        check_gate(before, start, exact=self.algo.exact_at_start)
+        check_gate(before, start, exact=self.algo.exact_at_start and base.reproducible)
         self.algo.base_result(sum(r.success for r in before), len(before))
         self.history.begin(summarise(before))
         self.run.log(0, {**summarise(start), "base_success_rate": summarise(before)["success_rate"]})
@@ -260,15 +260,19 @@ class FineTuning(Session):
                     self.save()
                     raise Interrupted(stop.received)
                 before, started = self.step, time.perf_counter()
-                result = self.env.step(self.algo.explore(self.obs, self.fresh))
+                self.env.begin_step(self.algo.explore(self.obs, self.fresh))
+                if not self.algo.on_policy:  # learns from what came before, while worker processes act
+                    self.metrics |= self.algo.update()
+                result = self.env.finish_step()
                 self.algo.observe(result)
-                self.metrics |= self.algo.update()
+                if self.algo.on_policy:
+                    self.metrics |= self.algo.update()
                 self.obs, self.fresh = result.obs, result.terminated | result.truncated
                 self.step += int(result.n_steps.sum())
                 self.check_finite()
                 self.history.add(result, time.perf_counter() - started)
                 if crossed(before, self.step, config["log"]["every"]):
-                    self.log(**self.history.numbers())
+                    self.log(env_steps=self.step, **self.history.numbers(), **self.algo.counters)
                     bar.update(self.step, self.history.note())
                 if crossed(before, self.step, config["algo"]["save_every"]) or self.step >= self.env_steps:
                     self.save()

@@ -141,7 +141,7 @@ class DSRL:
         backup_entropy: whether targets contain the entropy (SAC), or not (RLPD's choice for sparse rewards).
     """
 
-    exact_at_start = True
+    exact_at_start, on_policy = True, False  # see algos.learner
 
     def __init__(
         self,
@@ -273,6 +273,11 @@ class DSRL:
         extras = self._candidates(now["tokens"])
         trusted = self.core.store({k: now[k] for k in after}, now["action"], step, after, extras)
         self.policy.active.fill_(trusted)
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """For the log."""
+        return self.core.counters
 
     def base_result(self, successes: int, episodes: int) -> None:
         """What trust is measured against."""

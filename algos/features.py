@@ -43,10 +43,9 @@ class Features(nn.Module):
     def out_dim(self) -> int:
         """F, found by encoding a window of zeros."""
         policy = self._policy[0]
-        device = next(policy.parameters()).device
         kinds = {k: torch.uint8 if f.dtype == "uint8" else torch.float32 for k, f in policy.spec.obs.items()}
         zeros = {
-            k: torch.zeros(1, policy.n_obs_steps, *f.shape, dtype=kinds[k], device=device)
+            k: torch.zeros(1, policy.n_obs_steps, *f.shape, dtype=kinds[k], device=policy.device)
             for k, f in policy.spec.obs.items()
         }
         return self(zeros).shape[1]

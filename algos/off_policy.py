@@ -163,6 +163,12 @@ class OffPolicy:
             batch = mixed(batch, self.demos.sample(rest, n_step=self.n_step, generator=self.generator))
         return batch
 
+    @property
+    def counters(self) -> dict[str, float]:
+        """Updates, and updates per environment step since they began."""
+        since = self.env_steps - self.learning_starts
+        return {"updates": self.n_updates, "utd": self.n_updates / since if since > 0 else 0.0}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything."""
         return {

@@ -181,6 +181,7 @@ class OnPolicy(ABC):
         seed: of exploration and minibatches.
     """
 
+    on_policy = True
     exact_at_start = True  # the evaluated policy draws nothing that its base does not; see algos.gate
     n_parts = 1
 
@@ -228,6 +229,11 @@ class OnPolicy(ABC):
     def base_result(self, successes: int, episodes: int) -> None:
         """Nothing: what the base can do is not compared with."""
         del successes, episodes
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """Rollouts that were learned from."""
+        return {"updates": self.n_updates}
 
     def _draw(self, *shape: int) -> Tensor:
         """Standard normal noise; drawn on the CPU, so that a seed means the same everywhere."""

@@ -79,7 +79,7 @@ class ResidualPolicy(WrappedPolicy):
         """The next ``hold`` control steps; the memory is the rest of the base's chunk."""
         queue = memory or BaseQueue(self.base, len(next(iter(obs.values()))))
         base = queue.next(self.base, obs, generator, steps=self.n_action_steps)
-        return self.correct(obs, base.to(next(self.parameters()).device)), queue
+        return self.correct(obs, base.to(self.device)), queue
 
     def correct(self, obs: Obs, base: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
         """The base's actions corrected from ``obs``; environment units."""
@@ -114,7 +114,7 @@ class Residual:
         target_std: of the smoothing noise on a' (TD3).
     """
 
-    exact_at_start = True  # see algos.gate
+    exact_at_start, on_policy = True, False  # see algos.learner
 
     def __init__(
         self,
@@ -213,6 +213,11 @@ class Residual:
         extras = {"base": self._now["base"], "next_base": base}
         self.policy.active.fill_(self.core.store(self._seen, self._now["action"], step, after, extras))
         self._now, self._seen = {"base": base}, after
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """For the log."""
+        return self.core.counters
 
     def base_result(self, successes: int, episodes: int) -> None:
         """What trust is measured against."""

@@ -95,7 +95,7 @@ class ResidualPPO(OnPolicy):
             grad_clip,
         )  # fmt: skip
         n_features = policy.features.out_dim() + hold * base.action_dim
-        policy.actor.to(next(base.parameters()).device)
+        policy.actor.to(base.device)
         super().__init__(policy, policy.actor, n_envs, n_features, options, seed=seed)
         self.gaussian, self.std, self.clip_ratio = policy, std, clip_ratio
         self.queue = BaseQueue(base, n_envs)

@@ -107,7 +107,7 @@ class SAC:
     """
 
     n_action_steps = 1
-    exact_at_start = False
+    exact_at_start, on_policy = False, False  # see algos.learner
 
     def __init__(
         self,
@@ -187,6 +187,11 @@ class SAC:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
         after = {"features": self.policy.features(step.next_obs)}
         self.core.store({"features": self._now["features"]}, self._now["action"], step, after)
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """For the log."""
+        return self.core.counters
 
     def base_result(self, successes: int, episodes: int) -> None:
         """There is no base."""

@@ -63,6 +63,7 @@ class ChunkEnv:
         self._seed_fn = seed_fn or (lambda env, episode: rollout_seed(base_seed, env, episode))
         self._episode = [0] * n_envs  # number of the present episode
         self._seed: list[int | None] = [None] * n_envs
+        self._under_way = np.empty(0)  # chunks of ``begin_step``
         self._actions: list[list[np.ndarray]] = [[] for _ in range(n_envs)]  # chunks of the present episode
 
     def reset(self, seeds: Sequence[int] | None = None) -> dict[str, Tensor]:
@@ -92,12 +93,20 @@ class ChunkEnv:
             ContractError: a wrong shape, or a value that is not finite.
             WorkerError: a worker died.
         """
-        chunks = self._check(actions)
-        for i, chunk in enumerate(chunks):
+        self.begin_step(actions)
+        return self.finish_step()
+
+    def begin_step(self, actions: Tensor) -> None:
+        """Set the environments going; worker processes act while the caller does something else."""
+        self._under_way = self._check(actions)
+        for i, chunk in enumerate(self._under_way):
             self._pool.request(i, "step", chunk, self._seed_fn(i, self._episode[i] + 1))
+
+    def finish_step(self) -> ChunkStep:
+        """What came of ``begin_step``."""
         infos: list[ChunkInfo] = self._collect()
         for i, info in enumerate(infos):
-            self._actions[i].append(chunks[i, : info.n_steps])
+            self._actions[i].append(self._under_way[i, : info.n_steps])
             if info.terminated or info.truncated:
                 self._episode[i] += 1
                 self._begin(i, self._seed_fn(i, self._episode[i]))

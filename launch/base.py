@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from accelerate import Accelerator
 
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
+from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from envs.make import make_env
+from launch.demos import demonstrations, env_args_of, random_statistics
+from policies.black_box import BlackBox, is_black_box
+from policies.build import normaliser_modes
 from policies.checkpoint import check_contract, load_policy, read_config
 from policies.policy import Policy
 
@@ -27,6 +32,8 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
     name = config["algo"]["name"]
     if config["base"] is None:
         raise ConfigError(f"algo={name} improves a trained policy: say which with base=RUN_DIR.")
+    if is_black_box(config["base"]):
+        return dict(config)
     for override in argv:
         key = override.split("=")[0].lstrip("+~")
         if key.split(".")[0] in OF_THE_BASE:
@@ -46,11 +53,14 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
     return out
 
 
-def base_and_demos(config: dict[str, Any], device: torch.device) -> tuple[Policy, TaskSpec, EpisodeStore | None]:
+def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Policy, TaskSpec, EpisodeStore | None]:
     """The base policy, its task, and the demonstrations it was trained on (or those of data.path).
 
     Adds to ``config`` what the checkpoint of the fine-tuned policy needs: "base_config", "base_demo_seeds".
     """
+    if is_black_box(config["base"]):
+        return _black_box_and_demos(config, accelerator)
+    device = accelerator.device
     options = {k: v for k, v in config["base_policy"].items() if v is not None}
     policy = load_policy(config["base"], device=device, overrides=options, n_action_steps=config["n_action_steps"])
     document = read_config(config["base"])
@@ -71,3 +81,26 @@ def base_and_demos(config: dict[str, Any], device: torch.device) -> tuple[Policy
     if config["data"]["path"] is None:
         config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]
     return policy, policy.spec, EpisodeStore.open(path)
+
+
+def _black_box_and_demos(
+    config: dict[str, Any], accelerator: Accelerator
+) -> tuple[Policy, TaskSpec, EpisodeStore | None]:
+    """A policy that is known by its answers only; task and observations are those of the command line."""
+    options = {
+        "source": config["base"],
+        "n_obs_steps": config["n_obs_steps"],
+        "n_action_steps": config["n_action_steps"],
+    }
+    config["base_config"], config["base_demo_seeds"] = {"black_box": options}, []
+    if config["algo"].get("demos"):
+        store, task = demonstrations(config, accelerator)
+        modes = normaliser_modes(task, action="identity")
+        n = min(config["data"]["n_demos"], store.n_episodes)
+        normaliser = Normaliser.fit(store, modes, episodes=np.arange(n))
+    else:
+        env = make_env(env_args_of(config))
+        store, task = None, env.spec
+        env.close()
+        normaliser = Normaliser(normaliser_modes(task, action="identity"), random_statistics(task, config["seed"]))
+    return BlackBox(task, normaliser, **options).to(accelerator.device), task, store

@@ -21,6 +21,7 @@ from torch import Tensor
 from data.errors import ConfigError, ContractError, DataError
 from data.normaliser import Normaliser
 from data.spec import TaskSpec
+from policies.black_box import BlackBox
 from policies.build import build_policy, normaliser_modes
 from policies.policy import Policy
 
@@ -53,6 +54,10 @@ def wrapped_config(policy: Policy, base_config: Mapping[str, Any] | None) -> dic
 
 def _rebuild(config: Mapping[str, Any], spec: TaskSpec, weights: Mapping[str, Tensor], prefix: str = "") -> Policy:
     """The policy of ``config``, weights not loaded yet; ``prefix`` of its entries in ``weights``."""
+    if "black_box" in config:
+        modes = normaliser_modes(spec, action="identity")
+        normaliser = Normaliser.from_state_dict(dict(weights), modes, prefix=f"{prefix}normaliser.")
+        return BlackBox(spec, normaliser, **config["black_box"])
     if "wrapper" in config:
         name = config["wrapper"]
         if name not in WRAPPERS:
@@ -131,6 +136,7 @@ def load_policy(
     device: torch.device | str = "cpu",
     overrides: Mapping[str, Any] | None = None,
     n_action_steps: int | None = None,
+    black_box: str | None = None,
 ) -> Policy:
     """A policy ready to act.
 
@@ -139,11 +145,18 @@ def load_policy(
         device: where to put it.
         overrides: options of the head that inference may change, e.g. {"n_inference_steps": 1}.
         n_action_steps: executes more or fewer actions of each chunk than in training.
+        black_box: "module:function" that the checkpoint's base may be; code that only a checkpoint names is not run.
     """
     folder = find_checkpoint(path)
     document = read_config(folder)
     config = document["config"]
     inner = _innermost(config)  # what executes and samples the chunks, however it is wrapped
+    if "black_box" in inner:
+        source = inner["black_box"]["source"]
+        if source != black_box:
+            raise ConfigError(f"The base of {folder} is code of yours: allow it to run with black_box={source}.")
+        if overrides or n_action_steps is not None:
+            raise ConfigError(f"{source} is a black box: leave out policy.* and n_action_steps.")
     if inner.get("wrapper") and (overrides or n_action_steps is not None):
         raise ConfigError(f"A {inner['wrapper']} has no inference options; leave out policy.* and n_action_steps.")
     if overrides:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ class Policy(nn.Module, ABC):
             )
         self.spec = spec
         self.n_obs_steps, self.horizon, self.n_action_steps = n_obs_steps, horizon, n_action_steps
+
+    reproducible = True  # the same noise gives the same actions
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(chain(self.parameters(), self.buffers())).device
 
     @property
     def action_dim(self) -> int:
@@ -94,7 +102,7 @@ class Policy(nn.Module, ABC):
 
         Drawn on the generator's device (the CPU unless given otherwise), so that a seed means the same everywhere.
         """
-        device = next(self.parameters()).device
+        device = self.device
         source = generator.device if generator is not None else device
         return torch.randn(n, *self.noise_shape, generator=generator, device=source).to(device)
 

@@ -81,9 +81,13 @@ class Rollout:
     def run(self, n: int):
         for _ in range(n):
             actions = self.learner.explore(self.obs, self.fresh)
-            step = self.env.step(actions)
+            self.env.begin_step(actions)
+            if not self.learner.on_policy:
+                self.metrics |= self.learner.update()
+            step = self.env.finish_step()
             self.learner.observe(step)
-            self.metrics |= self.learner.update()
+            if self.learner.on_policy:
+                self.metrics |= self.learner.update()
             self.obs, self.fresh = step.obs, step.terminated | step.truncated
             self.steps.append((actions, step))
         return self

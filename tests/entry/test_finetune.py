@@ -82,6 +82,25 @@ def test_from_nothing(server, root, tmp_path, algo):
     assert_refused(server.run("eval.py", f"checkpoint={run}", "policy.n_inference_steps=3"), "GaussianPolicy")
 
 
+@pytest.mark.parametrize("algo", ["residual", "residual_ppo"])
+def test_improves_a_policy_of_any_make(server, root, tmp_path, algo):
+    task = words("task=toy task.episode_length=15 task.speed=0.2 obs=state data.n_demos=4 data.n_workers=0")
+    argv = [f"algo={algo}", *task, *LOOP, *OPTIONS[algo], "n_action_steps=4", f"data.root={root}"]
+    run = tmp_path / "run"
+    done = server.train(*argv, "base=tests.entry.walker:make", f"run_dir={run}")
+    assert done.summary["base_success_rate"] is not None
+    server.train(f"resume={run}")
+    assert_refused(server.run("eval.py", f"checkpoint={run}", "n_episodes=3"), "black_box=tests.entry.walker:make")
+    evaluated = server.run("eval.py", f"checkpoint={run}", "n_episodes=3", "black_box=tests.entry.walker:make")
+    assert evaluated.summary["mean_length"] == result(run)["mean_length"]
+    other = f"run_dir={tmp_path / 'x'}"
+    assert_refused(server.run("train.py", *argv, other, "base=tests.entry.walker:mak"), "walker:mak", "PYTHONPATH")
+    assert_refused(server.run("train.py", *argv, other, "base=tests.entry.walker:make_short"), "(2, 2)", "at least 4")
+    argv = ["algo=dsrl", *task, f"data.root={root}", f"run_dir={tmp_path / 'y'}"]
+    steered = server.run("train.py", *argv, "base=tests.entry.walker:make")
+    assert_refused(steered, "function of one noise chunk")
+
+
 def test_stop_and_resume(server, base, tmp_path):
     argv = ["algo=residual", f"base={base}", *LOOP, *OPTIONS["residual"], "eval.every=0"]
     run = tmp_path / "run"
