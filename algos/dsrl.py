@@ -6,12 +6,16 @@ which every action is one that the base could have taken.
     DSRL-SAC   SAC on w:                 y = r + gamma min_m Q_W'(s', w'),       w' ~ pi_W(s')
     DSRL-NA    critic on real actions:   y = r + gamma min_m Q_A'(s', pi_dp(s', w'))
                distilled onto noise:     L = (Q_W(s, w) - mean Q_A(s, pi_dp(s, w)))^2,  w ~ N(0, I)
-    both       L_pi = alpha log pi_W(w|s) - mean_e Q_W(s, w),  alpha adjusted towards a target entropy (paper: 0)
+    both       L_pi = alpha log pi_W(w|s) - mean_e Q_W(s, w) + c |w|^2,  alpha adjusted towards a target entropy
+               (the paper's is 0, and its c)
 
 What is chosen may be the whole noise chunk ("chunk"), one vector repeated over it ("vector"), or, ours, an offset and
 a temperature ("offset"): w = lambda eps + delta, with eps drawn as the base draws it and delta repeated over the chunk.
 Delta 0 and lambda 1 is the base itself, so learning starts there and not from noise that the base was never trained
 on; lambda 0 is the repeated vector.
+
+The prior c |w|^2 (on delta alone, with "offset") keeps noise where the base has seen it, N(0, 1): a young critic sees
+tiny gains in every direction and would drive w to its bound.
 
 What is ours besides: SAC learns from demonstrations too, as noise that leads close to them; its y takes the better of
 the steered next action and the base's; the (w, pi_dp(s, w)) pairs that NA distils Q_W from are drawn when the
@@ -138,6 +142,7 @@ class DSRL:
             counts chunks.
         tau: of the target critics. actor_lr, critic_lr, alpha_lr: Adam's.
         alpha: entropy temperature at the start; target_entropy: per chosen component, of w / b.
+        prior: c.
         backup_entropy: whether targets contain the entropy (SAC), or not (RLPD's choice for sparse rewards).
     """
 
@@ -169,6 +174,7 @@ class DSRL:
         alpha_lr: float = 3e-4,
         alpha: float = 0.003,
         target_entropy: float = -1.0,
+        prior: float = 0.02,
         backup_entropy: bool = False,
         learning_starts: int = 1000,
         warmup_steps: int = 3000,
@@ -199,7 +205,7 @@ class DSRL:
             alpha_lr=alpha_lr,
             target_entropy=target_entropy * self.policy.steer_dim,
         )
-        self.backup_entropy = backup_entropy
+        self.prior, self.backup_entropy = prior, backup_entropy
         self.n_target_critics, self.n_candidates, self.distill_steps = n_target_critics, n_candidates, distill_steps
         self.actor_every, self.tau = actor_every, tau
         self.core = OffPolicy(
@@ -365,7 +371,9 @@ class DSRL:
         w, log_prob = self.policy.draw(features, self._gaussian(len(features)))
         with frozen(self.noise_critic):
             q = self.noise_critic(self._judged(batch.obs, w))[..., 0].mean(0)
-        return self.actor.step(q, log_prob)
+        moved = w[:, :-1] if self.policy.kind == "offset" else w
+        metrics = self.actor.step(q - self.prior * moved.square().sum(1), log_prob)
+        return {**metrics, "noise": moved.detach().square().mean().sqrt()}
 
     # ------------------------------------------------------------------ state
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from algos.augment import random_shift
+from algos.replay import Transition
 from data.errors import ConfigError
 from data.normaliser import Normaliser
+from policies.chunk_policy import ChunkPolicy
 from policies.policy import Obs, Policy
 
 LIMIT = 5.0  # normalised units; far outside the demonstrations a state dimension says no more than that it is there
@@ -55,6 +59,39 @@ def _states(normaliser: Normaliser, keys: Sequence[str], obs: Obs) -> list[Tenso
     return [normaliser.normalise(k, obs[k]).clamp(-LIMIT, LIMIT).flatten(1) for k in keys]
 
 
+class LearnedFeatures(Features):
+    """The same through an encoder of its own, which begins as a copy of the policy's and is trained by the critics.
+
+    Args:
+        policy: a base policy with a ``normaliser`` and an encoder.
+        shift: pixels that images are moved by in training, see ``random_shift``.
+    """
+
+    def __init__(self, policy: Policy, shift: int = 4):
+        super().__init__(policy)
+        if not isinstance(policy, ChunkPolicy) or not self.encoded:
+            raise ConfigError(
+                "algo.encoder=learned goes on training an encoder; the base has none beside its states. "
+                "Leave it at frozen."
+            )
+        self.encoder = copy.deepcopy(policy.encoder).requires_grad_(True)
+        self.images = [k for k, f in policy.spec.obs.items() if f.kind in ("rgb", "depth")]
+        self.shift = shift
+
+    def forward(self, obs: Obs, tokens: Tensor | None = None) -> Float[Tensor, "b f"]:
+        """Environment units in, features out; the base's ``tokens`` are not these."""
+        del tokens
+        base = self._policy[0]
+        assert isinstance(base, ChunkPolicy)
+        encoded = base.encode(obs, encoder=self.encoder)
+        return torch.cat([*_states(base.normaliser, self.states, obs), encoded.flatten(1)], 1)
+
+    def augmented(self, obs: Obs, generator: torch.Generator | None) -> Float[Tensor, "b f"]:
+        """Of shifted images."""
+        moved = {k: random_shift(v, self.shift, generator) if k in self.images else v for k, v in obs.items()}
+        return self(moved)
+
+
 class CriticFeatures:
     """What only a simulator knows, for critics: they are not deployed (Pinto et al. 2018, asymmetric actor-critic).
 
@@ -80,7 +117,10 @@ class Sight:
     Attributes:
         of_critic: the key of what the critic sees, in what this returns and so in the replay.
         critic_width: its length.
+        window: To, where windows of To frames are kept instead of one vector (LearnedSight).
     """
+
+    window: int | None = None
 
     def __init__(self, actor: Features, critic: CriticFeatures | None):
         self._actor, self._critic = actor, critic
@@ -95,6 +135,40 @@ class Sight:
         seen = {"features": self._actor(obs, tokens)}
         return seen if self._critic is None else {**seen, self.of_critic: self._critic(obs)}
 
+    def features(self, seen: Obs) -> Float[Tensor, "b f"]:
+        """The actor's, of what ``__call__`` returned."""
+        return seen["features"]
+
+    def open(self, batch: Transition, generator: torch.Generator | None) -> Transition:
+        """A batch of the replay with features for observations: here they are what was kept."""
+        del generator
+        return batch
+
     def critic(self, obs: Obs, tokens: Tensor | None = None) -> Float[Tensor, "b f"]:
         """What the critic sees, alone."""
         return self._actor(obs, tokens) if self._critic is None else self._critic(obs)
+
+
+class LearnedSight(Sight):
+    """Keeps the observations themselves, because their features change; the critics' gradient reaches the encoder."""
+
+    def __init__(self, actor: LearnedFeatures, n_obs_steps: int):
+        super().__init__(actor, None)
+        self._learned, self.window = actor, n_obs_steps
+
+    def __call__(self, obs: Obs, tokens: Tensor | None = None) -> dict[str, Tensor]:
+        """The windows."""
+        del tokens
+        return dict(obs)
+
+    @torch.no_grad()
+    def features(self, seen: Obs) -> Float[Tensor, "b f"]:
+        """As the encoder is now."""
+        return self._learned(seen)
+
+    def open(self, batch: Transition, generator: torch.Generator | None) -> Transition:
+        """Features of shifted images, (B, 1, F); those of the successors have no gradient."""
+        with torch.no_grad():
+            after = self._learned.augmented(batch.next_obs, generator)
+        now = self._learned.augmented(batch.obs, generator)
+        return batch._replace(obs={"features": now[:, None]}, next_obs={"features": after[:, None]})

@@ -31,6 +31,7 @@ class OffPolicy:
         replay_dir: keeps the replay in files there instead of in memory.
         value_low, value_high: what any return lies between; null where that is not known.
         seed: of exploration and batches.
+        window: To, where what is seen are windows of To frames and not one vector.
     """
 
     def __init__(
@@ -50,14 +51,17 @@ class OffPolicy:
         value_low: float | None,
         value_high: float | None,
         seed: int,
+        window: int | None = None,
     ):
         self.n_envs, self.batch_size, self.utd_ratio, self.n_step = n_envs, batch_size, utd_ratio, n_step
         self.learning_starts, self.warmup_steps, self.base_fraction = learning_starts, warmup_steps, base_fraction
         self.generator = torch.Generator().manual_seed(seed)
         budget = int(replay_gb * 1e9)
         folder = None if replay_dir is None else Path(replay_dir)
-        self.replay = Replay(n_envs, 1, capacity=max(2, replay_size // n_envs), budget_bytes=budget, folder=folder)
-        self.demos = Replay(1, 1, budget_bytes=budget)
+        frames, rows = window or 1, max(2, replay_size // n_envs)
+        self.replay = Replay(n_envs, frames, capacity=rows, budget_bytes=budget, folder=folder)
+        self.demos = Replay(1, frames, budget_bytes=budget)
+        self._windows = window is not None
         self.trust = Trust()
         self.value_low, self.value_high = value_low, value_high
         self.quiet_fraction = quiet_fraction
@@ -98,16 +102,19 @@ class OffPolicy:
             Whether the fine-tuned policy is to be trusted now.
         """
         self.replay.add(
-            {k: v[:, None] for k, v in now.items()},
+            self._windowed(now),
             action,
             step.reward,
             step.discount,
             step.terminated | step.truncated,
-            {k: v[:, None] for k, v in after.items()},
+            self._windowed(after),
             step.n_steps,
             extras or {},
         )
         return self.count(step)
+
+    def _windowed(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(seen) if self._windows else {k: v[:, None] for k, v in seen.items()}
 
     def store_demo(
         self,
@@ -117,7 +124,7 @@ class OffPolicy:
         extras: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Keeps a demonstration of D decisions; ``seen`` has one row more, of what came after the last one."""
-        frames = {k: v[:, None, None] for k, v in seen.items()}
+        frames = {k: v[:, None] for k, v in self._windowed(seen).items()}
         for d in range(len(action)):
             now = slice(d, d + 1)
             self.demos.add(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,7 +25,7 @@ from torch import Tensor
 from algos.base_queue import BaseQueue
 from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
-from algos.features import CriticFeatures, Features, Sight
+from algos.features import CriticFeatures, Features, LearnedFeatures, LearnedSight, Sight
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
 from algos.wrapper import WrappedPolicy
@@ -42,6 +42,8 @@ class ResidualPolicy(WrappedPolicy):
         hold: control steps that a correction is held for; divides the base's Ta.
         hidden: of the correcting network; its last layer starts at zero, so an untrained one is the base exactly.
         layer_norm: in the correcting network.
+        encoder: "frozen" looks through the base's encoder, "learned" through a copy that the critics go on training.
+        shift: pixels that images are moved by in training, where it is learned.
     """
 
     algo = "residual"
@@ -54,12 +56,16 @@ class ResidualPolicy(WrappedPolicy):
         hold: int = 1,
         hidden: Sequence[int] = (256, 256),
         layer_norm: bool = True,
+        encoder: Literal["frozen", "learned"] = "frozen",
+        shift: int = 4,
     ):
+        if encoder not in ("frozen", "learned"):
+            raise ConfigError(f"encoder is frozen or learned, not '{encoder}'.")
         if base.n_action_steps % hold:
             raise ConfigError(f"hold={hold} must divide the base's n_action_steps={base.n_action_steps}.")
-        options = {"scale": scale, "hold": hold, "hidden": list(hidden), "layer_norm": layer_norm}
+        options = {"scale": scale, "hold": hold, "hidden": list(hidden), "layer_norm": layer_norm, "encoder": encoder}
         super().__init__(base, options, n_action_steps=hold)
-        self.features = Features(base)
+        self.features = Features(base) if encoder == "frozen" else LearnedFeatures(base, shift)
         self.scale = scale
         n, da = self.features.out_dim(), base.action_dim
         self.actor = EnsembleMLP(1, n + hold * da, da, hidden=hidden, layer_norm=layer_norm, final_scale=0.0)
@@ -103,7 +109,7 @@ class Residual:
         base: the policy to improve.
         n_envs: environments that ``explore`` acts in.
         critic_features: what the critics see instead of the actor's features.
-        scale, hold, hidden: see ResidualPolicy.
+        scale, hold, hidden, encoder, shift: see ResidualPolicy.
         n_critics, critic_hidden: E critics and their widths; n_target_critics: m, those of the minimum.
         batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
             replay_gb, replay_dir, value_low, value_high, seed: see OffPolicy; an update is one of the critics.
@@ -125,6 +131,8 @@ class Residual:
         scale: float = 0.3,
         hold: int = 8,
         hidden: Sequence[int] = (128, 128),
+        encoder: Literal["frozen", "learned"] = "frozen",
+        shift: int = 4,
         n_critics: int = 4,
         critic_hidden: Sequence[int] = (128, 128),
         n_target_critics: int = 2,
@@ -148,14 +156,21 @@ class Residual:
         replay_dir: str | None = None,
         seed: int = 0,
     ):
-        self.policy = ResidualPolicy(base, scale=scale, hold=hold, hidden=hidden).eval()
+        self.policy = ResidualPolicy(base, scale=scale, hold=hold, hidden=hidden, encoder=encoder, shift=shift).eval()
         self.base, self.n_action_steps = base, hold
-        self.sight = Sight(self.policy.features, critic_features)
+        features = self.policy.features
+        if isinstance(features, LearnedFeatures):
+            if critic_features is not None:
+                raise ConfigError("An encoder is learned from critics that see through it: leave out algo.critic_obs.")
+            self.sight: Sight = LearnedSight(features, base.n_obs_steps)
+        else:
+            self.sight = Sight(features, critic_features)
         width = self.sight.critic_width + (hold + 1) * base.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimiser = adam(self.policy.actor.parameters(), actor_lr)
-        self.critic_optimiser = adam(self.critic.parameters(), critic_lr)
+        # Where the encoder is learned, it is learned with the critics.
+        self.critic_optimiser = adam([*self.critic.parameters(), *features.parameters()], critic_lr)
         self.core = OffPolicy(
             n_envs,
             batch_size=batch_size,
@@ -171,6 +186,7 @@ class Residual:
             value_low=value_low,
             value_high=value_high,
             seed=seed,
+            window=self.sight.window,
         )
         self.generator = self.core.generator
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
@@ -186,7 +202,7 @@ class Residual:
         """Actions for the environments; ``fresh`` marks those whose episode has just begun."""
         if not self._now or fresh.any():
             self._begin(obs, fresh)
-        features, base = self._seen["features"], self._now["base"]
+        features, base = self.sight.features(self._seen), self._now["base"]
         action = torch.where(self.core.base_only[:, None, None], base, self.policy.corrected(features, base))
         noise = self.explore_std * torch.randn(len(base), 1, base.shape[2], generator=self.generator)
         noise = torch.where(self.core.quiet[:, None, None], 0.0, noise)
@@ -239,7 +255,8 @@ class Residual:
     def update(self) -> Metrics:
         """The updates that are due; metrics of the last one."""
         metrics: Metrics = {}
-        for batch in self.core.due():
+        for drawn in self.core.due():
+            batch = self.sight.open(drawn, self.generator)
             metrics |= self.update_critic(batch)
             if not self.core.warming_up and self.core.n_updates % self.actor_every == 0:
                 metrics |= self.update_actor(batch)
@@ -274,7 +291,7 @@ class Residual:
 
     def update_actor(self, batch: Transition) -> Metrics:
         """L_pi; ``gain`` is what the critics say the corrections are worth."""
-        obs, base = batch.obs, batch.extras["base"]
+        obs, base = {k: v.detach() for k, v in batch.obs.items()}, batch.extras["base"]
         residual = self.policy.residual(obs["features"][:, 0], base)
         with frozen(self.critic):
             q = self.critic(self.judged(obs, base, (base + residual[:, None]).clamp(-1, 1))).mean()
@@ -293,12 +310,14 @@ class Residual:
     def state_dict(self) -> dict[str, Any]:
         """All that continues training bit-exactly, but for the environments."""
         parts = {name: getattr(self, name).state_dict() for name in self._PARTS}
-        return {**parts, "actor": self.policy.actor.state_dict(), "now": self._now, "seen": self._seen}
+        policy = {"actor": self.policy.actor.state_dict(), "features": self.policy.features.state_dict()}
+        return {**parts, **policy, "now": self._now, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
         for name in self._PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.policy.actor.load_state_dict(state["actor"])
+        self.policy.features.load_state_dict(state["features"])
         self.policy.active.fill_(self.core.trust.active)
         self._now, self._seen = dict(state["now"]), dict(state["seen"])

@@ -17,7 +17,7 @@ _FIELDS = {
     "state": FieldSpec((4,), "float32", "state"),
     "agent_pos": FieldSpec((2,), "float32", "state"),
     "pointcloud": FieldSpec((16, 3), "float32", "pointcloud"),
-    "rgb_top": FieldSpec((16, 16, 3), "uint8", "rgb"),
+    "rgb_top": FieldSpec((16, 16, 3), "uint8", "rgb"),  # or another size
 }
 
 
@@ -39,6 +39,7 @@ class ToyEnv:
         reward: str = "sparse",
         terminate_on_success: bool = True,
         obstacle: float = 0.0,
+        image_size: int = 16,
         name: str = "toy",
     ):
         """``reward``: "sparse" (1 at the first success) or "dense" (minus the distance). Raises ConfigError."""
@@ -48,17 +49,19 @@ class ToyEnv:
         if reward not in ("sparse", "dense"):
             raise ConfigError(f"reward is 'sparse' or 'dense', not '{reward}'.")
         self._length, self._radius, self._speed = episode_length, radius, speed
-        self._obstacle = obstacle
+        self._obstacle, self._pixels = obstacle, image_size
         self._dense, self._terminate = reward == "dense", terminate_on_success
+        fields = {**_FIELDS, "rgb_top": FieldSpec((image_size, image_size, 3), "uint8", "rgb")}
         self.spec = TaskSpec(
             name=name,
-            obs={key: _FIELDS[key] for key in obs},
+            obs={key: fields[key] for key in obs},
             action=FieldSpec((2,), "float32", "action"),
             control_hz=10.0,
             env_args={
                 "suite": "toy", "name": name,
                 "obs": list(obs), "episode_length": episode_length, "radius": radius, "speed": speed,
                 "reward": reward, "terminate_on_success": terminate_on_success, "obstacle": obstacle,
+                "image_size": image_size,
             },
         )  # fmt: skip
         self._position = self._goal = np.zeros(2)
@@ -95,9 +98,9 @@ class ToyEnv:
         position = self._position if moment is None else moment
         angle = np.linspace(0, 2 * np.pi, 16, endpoint=False)
         ring = self._goal + self._radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        image = np.zeros((16, 16, 3), np.uint8)
+        image = np.zeros((self._pixels, self._pixels, 3), np.uint8)
         for channel, point in enumerate((position, self._goal)):
-            column, row = np.floor((point * [1, -1] + 1) / 2 * 15.99).astype(int)
+            column, row = np.floor((point * [1, -1] + 1) / 2 * (self._pixels - 0.01)).astype(int)
             image[row, column, channel] = 255
         frame = {
             "state": np.concatenate([position, self._goal]).astype(np.float32),

@@ -46,10 +46,19 @@ class ChunkPolicy(Policy):
         shape = (self.horizon, self.action_dim)
         return shape if self.head.n_noise is None else (self.head.n_noise, *shape)
 
-    def encode(self, obs: Obs, rng: BatchRng | None = None) -> Float[Tensor, "b l c"]:
-        """Tokens of observations in environment units; ``rng`` drives the augmentation in training."""
+    def encode(
+        self, obs: Obs, rng: BatchRng | None = None, encoder: ObsEncoder | None = None
+    ) -> Float[Tensor, "b l c"]:
+        """Tokens of observations in environment units.
+
+        Args:
+            obs: (B, To, *shape) by key.
+            rng: drives the augmentation in training.
+            encoder: another one than the policy's own.
+        """
         normalised = {key: self.normaliser.normalise(key, obs[key]) for key in self.spec.obs}
-        return self.encoder({**normalised, **self.encoder.relative(obs, self.normaliser.normalise)}, rng)
+        encoder = encoder or self.encoder
+        return encoder({**normalised, **encoder.relative(obs, self.normaliser.normalise)}, rng)
 
     def loss(self, batch: ChunkBatch, rng: BatchRng | None = None) -> tuple[Float[Tensor, ""], Metrics]:
         """The head's objective on the normalised chunk."""
