@@ -26,7 +26,7 @@ CLIMBS = {
         *OFF_POLICY,
         *words("algo.env_steps=10000 algo.hold=2 algo.scale=0.7 algo.explore_std=0.2 algo.n_step=2"),
     ],
-    "dsrl": [*OFF_POLICY, *words("algo.env_steps=12000 n_action_steps=4")],
+    "dsrl": [*OFF_POLICY, *words("algo.env_steps=12000 n_action_steps=4 algo.start_std=1 algo.prior=0.005")],
     "residual_ppo": words("algo.env_steps=60000 eval.every=20000"),
     "dppo": words("algo.env_steps=100000 eval.every=20000"),
 }
