@@ -14,14 +14,25 @@ from data.spec import TaskSpec
 from policies.chunk_policy import ChunkPolicy
 from policies.encoders.obs import ObsEncoder
 from policies.heads.diffusion import DiffusionHead
+from policies.heads.edm import EDMHead
 from policies.heads.flow import FlowHead
+from policies.heads.flowpolicy import FlowPolicyHead
 from policies.heads.head import Head
+from policies.heads.meanflow import MeanFlowHead
+from policies.heads.shortcut import ShortcutHead
 from policies.networks.mlp import ResidualMLP
 from policies.networks.unet1d import UNet1d
 
 T = TypeVar("T")
 
-HEADS: dict[str, type[Head]] = {"diffusion": DiffusionHead, "flow": FlowHead}
+HEADS: dict[str, type[Head]] = {
+    "diffusion": DiffusionHead,
+    "edm": EDMHead,
+    "flow": FlowHead,
+    "flowpolicy": FlowPolicyHead,
+    "meanflow": MeanFlowHead,
+    "shortcut": ShortcutHead,
+}
 NETWORKS: dict[str, type[nn.Module]] = {"unet1d": UNet1d, "mlp": ResidualMLP}
 
 # How each kind of observation is normalised. Colours are scaled by their encoder, depth is already in metres.
@@ -70,6 +81,7 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
     net_name, net_args = _named(config, "network")
     if "n_train_steps" in head_args:  # the network then sees DDPM's integer k
         net_args.setdefault("time_scale", float(head_args["n_train_steps"]))
+    head_class = lookup(HEADS, head_name, "policy")
     network = construct(
         lookup(NETWORKS, net_name, "network"),
         net_args,
@@ -77,8 +89,9 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
         action_dim=spec.action.shape[0],
         horizon=config["horizon"],
         cond_dim=config["n_obs_steps"] * encoder.out_dim,
+        n_times=head_class.n_times,
     )
-    head = construct(lookup(HEADS, head_name, "policy"), head_args, "policy", network=network)
+    head = construct(head_class, head_args, "policy", network=network)
     return ChunkPolicy(
         spec,
         normaliser,

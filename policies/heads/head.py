@@ -17,6 +17,7 @@ class Network(Protocol):
     """A denoising network: ``network(x, t, network.prepare(cond))``.
 
     One with ``embed_times``, (K,) times -> (K, W), takes a row (1, W) of it in place of t, see ``Head.network_times``.
+    For heads with ``n_times`` > 1 a time is a row of that many.
     """
 
     def prepare(self, cond: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ class Network(Protocol):
         ...
 
     def __call__(self, x: Tensor, t: Tensor, prepared: Tensor) -> Tensor:
-        """Noisy chunk (B, H, Da), time (B,) in [0, 1], prepared observation -> (B, H, Da)."""
+        """Noisy chunk (B, H, Da), time (B,) or (B, n_times) in [0, 1], prepared observation -> (B, H, Da)."""
         ...
 
 
@@ -40,6 +41,7 @@ class Head(nn.Module, ABC):
     """
 
     network: Network  # type: ignore[assignment]
+    n_times = 1  # that the network takes for a row
 
     def __init__(
         self, network: nn.Module, *, n_inference_steps: int, noise_per_obs: int = 1, mask_padding: bool = False
@@ -55,21 +57,28 @@ class Head(nn.Module, ABC):
         """Noise tensors of a chunk's shape that one sample consumes; None for exactly one, without a leading axis."""
         return None
 
-    @abstractmethod
     def objective(
         self, action: Float[Tensor, "n h da"], rng: BatchRng, n: int
     ) -> tuple[Float[Tensor, "n h da"], Float[Tensor, " n"], Float[Tensor, "n h da"]]:
         """(noisy chunk, t, regression target) for n rows of normalised action chunks."""
+        raise NotImplementedError
+
+    def error(self, action: Float[Tensor, "n h da"], prepared: Tensor, rng: BatchRng) -> Float[Tensor, "n h da"]:
+        """What the loss is the mean of; the squared error against ``objective``'s target where a head has one."""
+        x, t, target = self.objective(action, rng, len(action))
+        return (self.network(x, t, prepared) - target).square()
 
     @abstractmethod
     def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
         """A normalised chunk from observation tokens and noise."""
 
-    def network_times(self, times: Sequence[float], like: Float[Tensor, "b h da"]) -> list[Tensor]:
+    def network_times(
+        self, times: Sequence[float] | Sequence[Sequence[float]], like: Float[Tensor, "b h da"]
+    ) -> list[Tensor]:
         """What the network takes for t at each of a sampler's steps, embedded for all of them at once where it can."""
         t = torch.tensor(times, device=like.device, dtype=like.dtype)
         embed = getattr(self.network, "embed_times", None)
-        return list(t[:, None].expand(-1, len(like)) if embed is None else embed(t).split(1))
+        return list(t[:, None].expand(-1, len(like), *t.shape[1:]) if embed is None else embed(t).split(1))
 
     def loss(
         self,
@@ -78,7 +87,7 @@ class Head(nn.Module, ABC):
         is_pad: Bool[Tensor, "b h"],
         rng: BatchRng,
     ) -> Float[Tensor, ""]:
-        """Mean squared error of the network against ``objective``'s target.
+        """Mean of ``error``.
 
         Padding counts in the denominator even when masked, so that the mean over processes is the mean over the batch.
         """
@@ -87,8 +96,7 @@ class Head(nn.Module, ABC):
         if m > 1:
             action, prepared = action.repeat_interleave(m, 0), prepared.repeat_interleave(m, 0)
             is_pad = is_pad.repeat_interleave(m, 0)
-        x, t, target = self.objective(action, rng, len(action))
-        error = (self.network(x, t, prepared) - target).square()
+        error = self.error(action, prepared, rng)
         if self.mask_padding:
             error = error * (~is_pad).unsqueeze(-1)
         return error.mean()

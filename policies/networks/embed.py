@@ -15,18 +15,20 @@ class TimeEmbedding(nn.Module):
     Args:
         dim: width, even.
         scale: t in [0, 1] is multiplied by this first; with the number of training steps it is DDPM's integer k.
+        n_times: times of one row, for heads that look ahead (MeanFlow's t and t - r); their sinusoids side by side.
     """
 
     frequencies: Tensor
 
-    def __init__(self, dim: int, scale: float):
+    def __init__(self, dim: int, scale: float, n_times: int = 1):
         super().__init__()
+        self.n_times = n_times
         half = dim // 2
         frequencies = torch.exp(torch.arange(half) * (-math.log(10_000.0) / (half - 1)))
         self.register_buffer("frequencies", scale * frequencies, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(n_times * dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
 
-    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """t in [0, 1] -> (B, dim)."""
-        angle = t[:, None] * self.frequencies
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1))
+    def forward(self, t: Float[Tensor, " b"] | Float[Tensor, "b n"]) -> Float[Tensor, "b d"]:
+        """t in [0, 1], (B,) or (B, n_times) -> (B, dim)."""
+        angle = t.view(len(t), self.n_times, 1) * self.frequencies
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(1))

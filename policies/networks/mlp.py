@@ -33,7 +33,7 @@ class ResidualMLP(nn.Module):
         hidden_dim: width of the residual stream.
         n_blocks: residual blocks of two layers each.
         time_dim: width of the time embedding.
-        time_scale: see TimeEmbedding.
+        time_scale, n_times: see TimeEmbedding.
     """
 
     def __init__(
@@ -46,9 +46,10 @@ class ResidualMLP(nn.Module):
         n_blocks: int = 3,
         time_dim: int = 64,
         time_scale: float = 100.0,
+        n_times: int = 1,
     ):
         super().__init__()
-        self.time = TimeEmbedding(time_dim, time_scale)
+        self.time = TimeEmbedding(time_dim, time_scale, n_times)
         self.input = nn.Linear(horizon * action_dim, hidden_dim)
         self.time_input = nn.Linear(time_dim, hidden_dim, bias=False)
         self.cond_input = nn.Linear(cond_dim, hidden_dim, bias=False)
@@ -60,7 +61,9 @@ class ResidualMLP(nn.Module):
         """What depends on the observation alone; computed once per chunk, not once per denoising step."""
         return self.cond_input(cond.flatten(1))
 
-    def forward(self, x: Float[Tensor, "b h da"], t: Float[Tensor, " b"], prepared: Any) -> Float[Tensor, "b h da"]:
+    def forward(
+        self, x: Float[Tensor, "b h da"], t: Float[Tensor, " b"] | Float[Tensor, "b n"], prepared: Any
+    ) -> Float[Tensor, "b h da"]:
         """x noisy chunk, t in [0, 1], prepared = ``prepare(cond)`` -> prediction of the head's target."""
         h = self.input(x.flatten(1)) + self.time_input(self.time(t)) + prepared
         for block in self.blocks:

@@ -14,17 +14,19 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 _FEW = 16  # samples
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether to use differentiable library operations: off the CPU, under autocast, in the compiler."""
+    """Whether to use library operations: off the CPU, under autocast, in the compiler, for forward-mode derivatives."""
     return (
         x.device.type != "cpu"
         or x.dtype not in (torch.float32, torch.float64)
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
     )
 
 

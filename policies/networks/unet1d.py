@@ -56,7 +56,7 @@ class UNet1d(nn.Module):
         kernel_size, n_groups: of the convolutions and group norms.
         time_dim: width of the time embedding.
         film_scale: FiLM with scale and bias; False adds a bias only.
-        time_scale: see TimeEmbedding.
+        time_scale, n_times: see TimeEmbedding.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class UNet1d(nn.Module):
         time_dim: int = 128,
         film_scale: bool = True,
         time_scale: float = 100.0,
+        n_times: int = 1,
     ):
         super().__init__()
         dims = list(down_dims)
@@ -78,7 +79,7 @@ class UNet1d(nn.Module):
         if horizon % factor:
             raise ValueError(f"horizon={horizon} must be a multiple of {factor} for {len(dims)} U-Net levels")
         self.film_scale = film_scale
-        self.time = TimeEmbedding(time_dim, time_scale)
+        self.time = TimeEmbedding(time_dim, time_scale, n_times)
         pairs = list(zip([action_dim, *dims[:-1]], dims, strict=True))
 
         def res(c_in: int, c_out: int) -> _ResBlock:
@@ -101,15 +102,15 @@ class UNet1d(nn.Module):
         """The observation's part of every block's FiLM."""
         return self.film_cond(F.mish(cond.flatten(1)))
 
-    def embed_times(self, t: Float[Tensor, " k"]) -> Float[Tensor, "k w"]:
+    def embed_times(self, t: Float[Tensor, " k"] | Float[Tensor, "k n"]) -> Float[Tensor, "k w"]:
         """The time's part of every block's FiLM; a sampler computes it for all its steps at once."""
         return self.film_time(F.mish(self.time(t)))
 
     def forward(
-        self, x: Float[Tensor, "b h da"], t: Float[Tensor, " b"] | Float[Tensor, "#b w"], prepared: Float[Tensor, "b w"]
+        self, x: Float[Tensor, "b h da"], t: Float[Tensor, " b"] | Float[Tensor, "#b n"], prepared: Float[Tensor, "b w"]
     ) -> Float[Tensor, "b h da"]:
         """x noisy chunk, t in [0, 1] or ``embed_times(t)``, prepared = ``prepare(cond)`` -> the head's target."""
-        film = (self.embed_times(t) if t.ndim == 1 else t) + prepared
+        film = (self.embed_times(t) if t.ndim == 1 or t.shape[1] == self.time.n_times else t) + prepared
         if self.film_scale:
             scale, bias = film.chunk(2, dim=1)
             films = list(zip(scale.split(self._film_sizes, 1), bias.split(self._film_sizes, 1), strict=True))

@@ -22,6 +22,11 @@ POLICIES = {
     "diffusion-sample": {"name": "diffusion", "prediction": "sample", "n_inference_steps": 5},
     "diffusion-ddpm": {"name": "diffusion", "sampler": "ddpm", "n_train_steps": 20, "n_inference_steps": 20},
     "flow": {"name": "flow", "n_inference_steps": 5},
+    "edm": {"name": "edm"},
+    "meanflow": {"name": "meanflow"},
+    "omp": {"name": "meanflow", "derivative": "difference", "alignment": 0.1, "n_inference_steps": 2},
+    "shortcut": {"name": "shortcut", "n_inference_steps": 2},
+    "flowpolicy": {"name": "flowpolicy", "delta": 0.2},
 }
 NETWORKS = {
     "unet1d": {"name": "unet1d", "down_dims": [32, 64], "time_dim": 16},
@@ -81,6 +86,10 @@ def make_batch(store: EpisodeStore, n=16) -> ChunkBatch:
 
 @pytest.fixture(params=OBS, ids="+".join)
 def store(request, tmp_path):
+    """Every observation with two heads, the others with states alone: heads see nothing but tokens."""
+    head = request.node.callspec.params.get("policy_name", "flow")
+    if request.param != ("state",) and head not in ("flow", "diffusion-ddpm"):
+        pytest.skip("encoders are tested with two heads")
     return make_store(tmp_path / "demo.zarr", request.param)
 
 

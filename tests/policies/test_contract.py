@@ -47,11 +47,25 @@ def test_save_and_load_act_alike(store, tmp_path, policy_name, network):
 @every_policy
 @every_network
 def test_overfits_one_batch(store, policy_name, network):
+    """Samples come close to the two chunks that were learned; of diffusion, which takes longer, the loss falls."""
     policy = make(store, policy_name, network, noise_per_obs=8)
     algo = BC(policy, train_steps=500, lr=3e-3, lr_warmup_steps=5, seed=1)
     batch = make_batch(store, 2)
+    noise = policy.draw_noise(2, torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def distance():
+        policy.eval()
+        off = policy.sample(batch.obs, noise=noise) - policy.normaliser.normalise("action", batch.action)
+        policy.train()
+        return float(off.square().mean())
+
+    before = distance()
     losses = [float(algo.update(batch)["loss"]) for _ in range(100)]
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    if "diffusion" in policy_name:
+        assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    else:
+        assert distance() < 0.5 * before
 
 
 def test_rows_of_a_batch_do_not_mix(state_store):
