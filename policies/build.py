@@ -46,9 +46,18 @@ def lookup(registry: Mapping[str, T], name: str, where: str) -> T:
     return registry[name]
 
 
+def option_names(factory: Callable[..., Any]) -> list[str]:
+    """The parameters of ``factory``; where a class hands its **keywords on, its parent's as well."""
+    parameters = inspect.signature(factory).parameters.values()
+    names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    if len(names) < len(parameters) and inspect.isclass(factory) and factory.__base__ is not None:
+        names += [name for name in option_names(factory.__base__) if name not in names]
+    return names
+
+
 def construct(factory: Callable[..., T], args: Mapping[str, Any], where: str, **given: Any) -> T:
     """``factory(**given, **args)``; an unknown, missing or bad argument becomes a ConfigError that names it."""
-    known = [p for p in inspect.signature(factory).parameters if p not in given]
+    known = [name for name in option_names(factory) if name not in given]
     for name in args:
         if name not in known:
             raise ConfigError(f"Unknown option '{where}.{name}'. {nearest(name, known)}")

@@ -52,6 +52,7 @@ class DiffusionHead(Head):
         sampler: "ddim" (eta = 0, a function of one noise tensor) or "ddpm" (ancestral; one noise tensor per step).
         spacing: see ``inference_timesteps``.
         clip_sample: clip every clean-chunk estimate to [-1, 1].
+        common: the rest of Head's.
     """
 
     abar: Tensor
@@ -61,18 +62,15 @@ class DiffusionHead(Head):
         network: nn.Module,
         *,
         n_inference_steps: int = 10,
-        noise_per_obs: int = 1,
-        mask_padding: bool = False,
         n_train_steps: int = 100,
         beta_schedule: str = "squaredcos_cap_v2",
         prediction: Literal["epsilon", "sample"] = "epsilon",
         sampler: Literal["ddim", "ddpm"] = "ddim",
         spacing: Spacing = "trailing",
         clip_sample: bool = True,
+        **common: Any,
     ):
-        super().__init__(
-            network, n_inference_steps=n_inference_steps, noise_per_obs=noise_per_obs, mask_padding=mask_padding
-        )
+        super().__init__(network, n_inference_steps=n_inference_steps, **common)
         if prediction not in ("epsilon", "sample"):
             raise ValueError(f"prediction must be epsilon or sample, not {prediction!r}")
         if sampler not in ("ddim", "ddpm"):

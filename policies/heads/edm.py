@@ -12,7 +12,7 @@ Sampling follows dx/dsigma = (x - D) / sigma from sigma_max to 0, at Karras' sig
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ class EDMHead(Head):
         sigma_data, sigma_min, sigma_max, rho: see the module. Actions lie in [-1, 1]: from 80 (Karras'; Consistency
             Policy) few steps get nowhere near them. BESO takes 1.
         sigma_mean, sigma_std: of log sigma in training, a normal distribution cut off at sigma_min and sigma_max.
+        common: the rest of Head's.
     """
 
     def __init__(
@@ -37,8 +38,6 @@ class EDMHead(Head):
         network: nn.Module,
         *,
         n_inference_steps: int = 3,
-        noise_per_obs: int = 1,
-        mask_padding: bool = False,
         sampler: Literal["ddim", "heun"] = "ddim",
         sigma_data: float = 0.5,
         sigma_min: float = 0.02,
@@ -46,10 +45,9 @@ class EDMHead(Head):
         rho: float = 7.0,
         sigma_mean: float = -1.2,
         sigma_std: float = 1.2,
+        **common: Any,
     ):
-        super().__init__(
-            network, n_inference_steps=n_inference_steps, noise_per_obs=noise_per_obs, mask_padding=mask_padding
-        )
+        super().__init__(network, n_inference_steps=n_inference_steps, **common)
         if sampler not in ("ddim", "heun"):
             raise ValueError(f"sampler must be ddim or heun, not {sampler!r}")
         if sampler == "heun" and n_inference_steps % 2 == 0:

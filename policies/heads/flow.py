@@ -5,7 +5,7 @@ z_t = (1 - t) A + t eps,   v = dz/dt = eps - A,   L = E ||v_theta(z_t, t | o) - 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ class FlowHead(Head):
 
     Args:
         t_distribution: of training times. "uniform", or "logit_normal" (mean 0, std 1), which prefers the middle.
+        common: the rest of Head's.
     """
 
     def __init__(
@@ -27,13 +28,10 @@ class FlowHead(Head):
         network: nn.Module,
         *,
         n_inference_steps: int = 10,
-        noise_per_obs: int = 1,
-        mask_padding: bool = False,
         t_distribution: Literal["uniform", "logit_normal"] = "uniform",
+        **common: Any,
     ):
-        super().__init__(
-            network, n_inference_steps=n_inference_steps, noise_per_obs=noise_per_obs, mask_padding=mask_padding
-        )
+        super().__init__(network, n_inference_steps=n_inference_steps, **common)
         if t_distribution not in ("uniform", "logit_normal"):
             raise ValueError(f"t_distribution must be uniform or logit_normal, not {t_distribution!r}")
         self.t_distribution = t_distribution
@@ -47,8 +45,5 @@ class FlowHead(Head):
 
     def sample(self, cond: Float[Tensor, "b l c"], noise: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
         """K Euler steps of length 1/K."""
-        prepared = self.network.prepare(cond)
-        z, k = noise, self.n_inference_steps
-        for t in self.network_times([1.0 - i / k for i in range(k)], z):
-            z = z - self.network(z, t, prepared) / k
-        return z
+        k = self.n_inference_steps
+        return self.integrate(cond, noise, [1.0 - i / k for i in range(k)])

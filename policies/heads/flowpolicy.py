@@ -11,21 +11,24 @@ Where t' is beyond the segment, the true end takes the place of f(t', z_t'), and
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from policies.heads.flow import FlowHead
+from policies.heads.head import Head
 from policies.rng import BatchRng
 
 
-class FlowPolicyHead(FlowHead):
+class FlowPolicyHead(Head):
     """Sampled like a flow, by Euler steps; straight enough for one.
 
     Args:
         n_segments: of the path.
         delta: distance of the two points.
         alpha: weight of the velocities' agreement.
+        common: the rest of Head's.
     """
 
     def __init__(
@@ -33,15 +36,12 @@ class FlowPolicyHead(FlowHead):
         network: nn.Module,
         *,
         n_inference_steps: int = 1,
-        noise_per_obs: int = 1,
-        mask_padding: bool = False,
         n_segments: int = 2,
         delta: float = 0.01,
         alpha: float = 1e-5,
+        **common: Any,
     ):
-        super().__init__(
-            network, n_inference_steps=n_inference_steps, noise_per_obs=noise_per_obs, mask_padding=mask_padding
-        )
+        super().__init__(network, n_inference_steps=n_inference_steps, **common)
         self.n_segments, self.delta, self.alpha = n_segments, delta, alpha
 
     def error(self, action: Float[Tensor, "n h da"], prepared: Tensor, rng: BatchRng) -> Float[Tensor, "n h da"]:
@@ -61,3 +61,8 @@ class FlowPolicyHead(FlowHead):
             goal = torch.where(inside, at(later) - (later - end)[:, None, None] * v_later, at(end))
         reached = at(t) - (t - end)[:, None, None] * v
         return (reached - goal).square() + self.alpha * (v - v_later).square()
+
+    def sample(self, cond: Float[Tensor, "b l c"], noise: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """K Euler steps of length 1 / K."""
+        k = self.n_inference_steps
+        return self.integrate(cond, noise, [1.0 - i / k for i in range(k)])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,19 +39,27 @@ class Head(nn.Module, ABC):
         noise_per_obs: noise draws per encoded observation in one training batch (Mini-Diffuser's level-2
             minibatch): the encoder runs once, the denoising network on B * noise_per_obs rows.
         mask_padding: leave actions beyond the episode's ends out of the loss. Diffusion Policy trains on them.
+        dispersive: weight of the dispersive loss on the network's hidden blocks; MP1 takes 0.5. Costs nothing later.
     """
 
     network: Network  # type: ignore[assignment]
     n_times = 1  # that the network takes for a row
 
     def __init__(
-        self, network: nn.Module, *, n_inference_steps: int, noise_per_obs: int = 1, mask_padding: bool = False
+        self,
+        network: nn.Module,
+        *,
+        n_inference_steps: int,
+        noise_per_obs: int = 1,
+        mask_padding: bool = False,
+        dispersive: float = 0.0,
     ):
         super().__init__()
         self.network = network  # type: ignore[assignment]
         self.n_inference_steps = n_inference_steps
         self.noise_per_obs = noise_per_obs
         self.mask_padding = mask_padding
+        self.dispersive = dispersive
 
     @property
     def n_noise(self) -> int | None:
@@ -80,6 +89,18 @@ class Head(nn.Module, ABC):
         embed = getattr(self.network, "embed_times", None)
         return list(t[:, None].expand(-1, len(like), *t.shape[1:]) if embed is None else embed(t).split(1))
 
+    def integrate(
+        self,
+        cond: Float[Tensor, "b l c"],
+        z: Float[Tensor, "b h da"],
+        times: Sequence[float] | Sequence[Sequence[float]],
+    ) -> Float[Tensor, "b h da"]:
+        """From z, pure noise, to data in equal steps along the network's direction, one at each of ``times``."""
+        prepared = self.network.prepare(cond)
+        for t in self.network_times(times, z):
+            z = z - self.network(z, t, prepared) / len(times)
+        return z
+
     def loss(
         self,
         action: Float[Tensor, "b h da"],
@@ -87,7 +108,7 @@ class Head(nn.Module, ABC):
         is_pad: Bool[Tensor, "b h"],
         rng: BatchRng,
     ) -> Float[Tensor, ""]:
-        """Mean of ``error``.
+        """Mean of ``error``, and the dispersive loss.
 
         Padding counts in the denominator even when masked, so that the mean over processes is the mean over the batch.
         """
@@ -96,7 +117,40 @@ class Head(nn.Module, ABC):
         if m > 1:
             action, prepared = action.repeat_interleave(m, 0), prepared.repeat_interleave(m, 0)
             is_pad = is_pad.repeat_interleave(m, 0)
-        error = self.error(action, prepared, rng)
+        with hidden_features(self.network, active=self.dispersive > 0) as hidden:
+            error = self.error(action, prepared, rng)
         if self.mask_padding:
             error = error * (~is_pad).unsqueeze(-1)
-        return error.mean()
+        loss = error.mean()
+        for features in hidden:
+            loss = loss + self.dispersive * dispersion(features)
+        return loss
+
+
+def dispersion(features: Float[Tensor, "n f"]) -> Float[Tensor, ""]:
+    """log mean_ij exp(-||z_i - z_j||^2), distances relative to the largest (Wang & He 2025; MP1)."""
+    square = torch.cdist(features, features).square()
+    return torch.exp(-square / square.detach().amax().clamp(min=1e-12)).mean().log()
+
+
+@contextmanager
+def hidden_features(network: Any, *, active: bool) -> Iterator[list[Tensor]]:
+    """Collects (B, F) what comes out of ``network.hidden_blocks`` where gradients are recorded.
+
+    ``hidden_blocks()`` names modules with the axis of their output that counts rows.
+    """
+    found: list[Tensor] = []
+
+    def collector(axis: int) -> Any:
+        def collect(module: nn.Module, args: Any, out: Tensor) -> None:
+            if torch.is_grad_enabled():
+                found.append(out.movedim(axis, 0).flatten(1))
+
+        return collect
+
+    handles = [m.register_forward_hook(collector(axis)) for m, axis in network.hidden_blocks()] if active else []
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -13,7 +13,7 @@ OMP (Fang et al. 2026) adds the directional alignment -log((cos(u, v) + 1) / 2) 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ class MeanFlowHead(Head):
         adaptive_power: p; rows are weighted by (||u - u_tgt||^2 + 1e-3)^-p. 0 is the plain squared error.
         derivative: "jvp" (forward mode) or "difference" (central, over 2 ``difference_step``: OMP's).
         alignment: weight of the directional alignment; 0 in MP1.
+        common: the rest of Head's.
     """
 
     n_times = 2
@@ -43,8 +44,6 @@ class MeanFlowHead(Head):
         network: nn.Module,
         *,
         n_inference_steps: int = 1,
-        noise_per_obs: int = 1,
-        mask_padding: bool = False,
         t_mean: float = -0.4,
         t_std: float = 1.0,
         flow_ratio: float = 0.5,
@@ -52,10 +51,9 @@ class MeanFlowHead(Head):
         derivative: Literal["jvp", "difference"] = "jvp",
         difference_step: float = 0.005,
         alignment: float = 0.0,
+        **common: Any,
     ):
-        super().__init__(
-            network, n_inference_steps=n_inference_steps, noise_per_obs=noise_per_obs, mask_padding=mask_padding
-        )
+        super().__init__(network, n_inference_steps=n_inference_steps, **common)
         if derivative not in ("jvp", "difference"):
             raise ValueError(f"derivative must be jvp or difference, not {derivative!r}")
         self.t_mean, self.t_std, self.flow_ratio = t_mean, t_std, flow_ratio
@@ -113,8 +111,5 @@ class MeanFlowHead(Head):
 
     def sample(self, cond: Float[Tensor, "b l c"], noise: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
         """K jumps of length 1 / K."""
-        prepared = self.network.prepare(cond)
-        z, k = noise, self.n_inference_steps
-        for t in self.network_times([(1.0 - i / k, 1.0 / k) for i in range(k)], z):
-            z = z - self.network(z, t, prepared) / k
-        return z
+        k = self.n_inference_steps
+        return self.integrate(cond, noise, [(1.0 - i / k, 1.0 / k) for i in range(k)])

@@ -8,6 +8,8 @@ eps - A of flow matching; a step of 2 d must arrive where two steps of d do (eq.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class ShortcutHead(Head):
         n_inference_steps: a power of two, at most ``max_steps``.
         max_steps: the finest division, a power of two; a step half as long counts as d = 0.
         consistency_ratio: part of the rows trained on two steps making one.
+        common: the rest of Head's.
     """
 
     n_times = 2
@@ -32,14 +35,11 @@ class ShortcutHead(Head):
         network: nn.Module,
         *,
         n_inference_steps: int = 1,
-        noise_per_obs: int = 1,
-        mask_padding: bool = False,
         max_steps: int = 128,
         consistency_ratio: float = 0.25,
+        **common: Any,
     ):
-        super().__init__(
-            network, n_inference_steps=n_inference_steps, noise_per_obs=noise_per_obs, mask_padding=mask_padding
-        )
+        super().__init__(network, n_inference_steps=n_inference_steps, **common)
         if max_steps & (max_steps - 1) or n_inference_steps & (n_inference_steps - 1) or n_inference_steps > max_steps:
             raise ValueError(
                 f"n_inference_steps={n_inference_steps} and max_steps={max_steps} must be powers of two, the first one "
@@ -71,8 +71,5 @@ class ShortcutHead(Head):
 
     def sample(self, cond: Float[Tensor, "b l c"], noise: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
         """K steps of length 1 / K."""
-        prepared = self.network.prepare(cond)
-        z, k = noise, self.n_inference_steps
-        for t in self.network_times([(1.0 - i / k, 1.0 / k) for i in range(k)], z):
-            z = z - self.network(z, t, prepared) / k
-        return z
+        k = self.n_inference_steps
+        return self.integrate(cond, noise, [(1.0 - i / k, 1.0 / k) for i in range(k)])

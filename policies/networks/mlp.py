@@ -57,6 +57,10 @@ class ResidualMLP(nn.Module):
         self.out_norm = nn.LayerNorm(hidden_dim)
         self.output = nn.Linear(hidden_dim, horizon * action_dim)
 
+    def hidden_blocks(self) -> list[tuple[nn.Module, int]]:
+        """Blocks whose outputs may be dispersed, and their batch axis: all but the last."""
+        return [(block, 0) for block in list(self.blocks)[:-1]]
+
     def prepare(self, cond: Float[Tensor, "b l c"]) -> Tensor:
         """What depends on the observation alone; computed once per chunk, not once per denoising step."""
         return self.cond_input(cond.flatten(1))

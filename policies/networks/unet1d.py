@@ -98,6 +98,10 @@ class UNet1d(nn.Module):
         self.film_time = nn.Linear(time_dim, width)
         self.film_cond = nn.Linear(cond_dim, width, bias=False)
 
+    def hidden_blocks(self) -> list[tuple[nn.Module, int]]:
+        """Blocks whose outputs may be dispersed, and their batch axis: the levels going down, but for the last."""
+        return [(level[2], 1) for level in list(self.down)[:-1]]  # type: ignore[index]
+
     def prepare(self, cond: Float[Tensor, "b l c"]) -> Float[Tensor, "b w"]:
         """The observation's part of every block's FiLM."""
         return self.film_cond(F.mish(cond.flatten(1)))

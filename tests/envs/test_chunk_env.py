@@ -209,7 +209,8 @@ def test_a_dead_worker_is_named():
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(how):
     code = (
-        "import torch; from envs.chunk_env import ChunkEnv\n"
+        "import signal, torch; from envs.chunk_env import ChunkEnv\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells start background jobs without one
         "env = ChunkEnv({'suite': 'toy'}, n_envs=2, n_obs_steps=2, n_workers=2)\n"
         "env.reset(); print('ready', flush=True)\n"
         "while True: env.step(torch.zeros(2, 4, 2))\n"

@@ -10,6 +10,7 @@ from policies.heads.diffusion import DiffusionHead, inference_timesteps
 from policies.heads.edm import EDMHead
 from policies.heads.flow import FlowHead
 from policies.heads.flowpolicy import FlowPolicyHead
+from policies.heads.head import dispersion, hidden_features
 from policies.heads.meanflow import MeanFlowHead
 from policies.heads.shortcut import ShortcutHead
 from policies.networks.mlp import ResidualMLP
@@ -322,6 +323,38 @@ def test_learns_two_modes(name):
     found = (distance.min(1).values < 0.2).float().mean()
     assert found > near, float(found)
     assert abs(share - 0.25) < tolerance, float(share)
+
+
+def test_dispersion_by_brute_force():
+    features = torch.randn(6, 5, requires_grad=True)
+    pairs = [[(a - b).square().sum() for b in features] for a in features]
+    largest = max(float(d) for row in pairs for d in row)
+    expected = torch.stack([torch.exp(-d / largest) for row in pairs for d in row]).mean().log()
+    torch.testing.assert_close(dispersion(features), expected)
+    (step,) = torch.autograd.grad(dispersion(features), features)
+    together = (features - 0.01 * step).detach()
+    assert torch.pdist(together).mean() > torch.pdist(features).mean()  # descending drives rows apart
+
+
+@pytest.mark.parametrize("network", ["mlp", "unet1d"])
+def test_dispersive_loss_is_added_once_for_each_hidden_block(network):
+    """MeanFlow runs its network several times in a loss; only what gradients are recorded of counts."""
+    torch.manual_seed(0)
+    if network == "mlp":
+        net, blocks = ResidualMLP(3, 8, 5, hidden_dim=16, n_blocks=3, time_dim=8, n_times=2), 2
+    else:
+        net, blocks = UNet1d(3, 8, 5, down_dims=[16, 32], time_dim=8, n_times=2), 1
+    head = MeanFlowHead(net)
+    batch = (torch.randn(7, 8, 3), torch.randn(7, 1, 5), torch.zeros(7, 8, dtype=torch.bool))
+    plain = head.loss(*batch, BatchRng(0))
+    with hidden_features(net, active=True) as found:
+        head.loss(*batch, BatchRng(0))
+    assert [f.shape[0] for f in found] == [7] * blocks
+    assert found[0].shape[1] == (16 if network == "mlp" else 4 * 16)
+    head.dispersive = 0.5
+    torch.testing.assert_close(head.loss(*batch, BatchRng(0)), plain + 0.5 * sum(dispersion(f) for f in found))
+    assert not net._forward_hooks
+    assert all(not m._forward_hooks for m in net.modules())
 
 
 def test_draws_do_not_depend_on_the_number_of_processes():
