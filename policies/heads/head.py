@@ -18,7 +18,7 @@ class Network(Protocol):
     """A denoising network: ``network(x, t, network.prepare(cond))``.
 
     One with ``embed_times``, (K,) times -> (K, W), takes a row (1, W) of it in place of t, see ``Head.network_times``.
-    For heads with ``n_times`` > 1 a time is a row of that many.
+    For heads with ``n_times`` > 1 a time is a row of that many. ``hidden_blocks()`` see ``hidden_features``.
     """
 
     def prepare(self, cond: Tensor) -> Tensor:

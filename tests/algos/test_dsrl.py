@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from algos.dsrl import DSRL, SteeredPolicy
+from algos.dsrl import DSRL
 from algos.gate import check_gate
 from algos.replay import Transition
+from algos.steered import SteeredPolicy
 from data.errors import ConfigError, TrainingError
 from policies.checkpoint import load_policy, save_policy, wrapped_config
 from tests.algos.conftest import Rollout, base_config, demos, outcomes, returns
