@@ -71,12 +71,18 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
     env = make_env(policy.spec.env_args)
     env.close()
     check_contract(policy, env.spec, f"Task {env.spec.name}")
-    path = config["data"]["path"] or document["meta"].get("dataset")
-    if not config["algo"]["demos"] or path is None:
+    source = config["data"]["path"] or document["meta"].get("dataset")
+    if not config["algo"]["demos"] or source is None:
         return policy, policy.spec, None
-    if not Path(path).exists():
+    path = Path(source)
+    if (
+        not path.exists() and config["data"]["path"] is None
+    ):  # a cache may have moved; its folders' names tell what is in them
+        path = Path(config["data"]["root"]) / path.name
+    if not path.exists():
         raise DataError(
-            f"The base's demonstrations are no longer at {path}. Give data.path=..., or algo.demos=false to do without."
+            f"The base's demonstrations are no longer at {source}. Give data.path=..., or algo.demos=false to do "
+            "without."
         )
     if config["data"]["path"] is None:
         config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]

@@ -97,7 +97,7 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
         "network",
         action_dim=spec.action.shape[0],
         horizon=config["horizon"],
-        cond_dim=config["n_obs_steps"] * encoder.out_dim,
+        cond_shape=encoder.token_shape(config["n_obs_steps"]),
         n_times=head_class.n_times,
     )
     head = construct(head_class, head_args, "policy", network=network)

@@ -85,6 +85,10 @@ class ObsEncoder(nn.Module):
                 f"position (x, y, z); there are {sorted(fields)}. null turns it off."
             )
 
+    def token_shape(self, n_obs_steps: int) -> tuple[int, int]:
+        """(L, C) of what ``forward`` returns for windows of so many observations."""
+        return n_obs_steps, self.out_dim
+
     def relative(self, obs: Mapping[str, Tensor], normalise: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """Normalised clouds (B, To, P, C) with three more channels: the offset of each point from the gripper.
 

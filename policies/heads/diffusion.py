@@ -6,6 +6,7 @@ E ||A_theta - A||^2 ("sample", DP3). The network sees t = k / n_train_steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -48,7 +49,8 @@ class DiffusionHead(Head):
     Args:
         n_train_steps: diffusion steps in training.
         beta_schedule: a name diffusers knows; "squaredcos_cap_v2" in Diffusion Policy and DP3.
-        prediction: what the network predicts: the noise ("epsilon") or the clean chunk ("sample").
+        prediction: what the network predicts: the noise ("epsilon"), the clean chunk ("sample"), or
+            sqrt(abar) eps - sqrt(1 - abar) A ("v", Salimans & Ho 2022).
         sampler: "ddim" (eta = 0, a function of one noise tensor) or "ddpm" (ancestral; one noise tensor per step).
         spacing: see ``inference_timesteps``.
         clip_sample: clip every clean-chunk estimate to [-1, 1].
@@ -64,15 +66,15 @@ class DiffusionHead(Head):
         n_inference_steps: int = 10,
         n_train_steps: int = 100,
         beta_schedule: str = "squaredcos_cap_v2",
-        prediction: Literal["epsilon", "sample"] = "epsilon",
+        prediction: Literal["epsilon", "sample", "v"] = "epsilon",
         sampler: Literal["ddim", "ddpm"] = "ddim",
         spacing: Spacing = "trailing",
         clip_sample: bool = True,
         **common: Any,
     ):
         super().__init__(network, n_inference_steps=n_inference_steps, **common)
-        if prediction not in ("epsilon", "sample"):
-            raise ValueError(f"prediction must be epsilon or sample, not {prediction!r}")
+        if prediction not in ("epsilon", "sample", "v"):
+            raise ValueError(f"prediction must be epsilon, sample or v, not {prediction!r}")
         if sampler not in ("ddim", "ddpm"):
             raise ValueError(f"sampler must be ddim or ddpm, not {sampler!r}")
         if spacing not in ("leading", "trailing", "linspace"):
@@ -89,12 +91,39 @@ class DiffusionHead(Head):
         """Ancestral sampling draws once to start and once after every step but the last."""
         return self.n_inference_steps if self.sampler == "ddpm" else None
 
+    def path(self, t: float) -> tuple[float, float]:
+        """(sqrt(abar_k), sqrt(1 - abar_k)) at k = t * n_train_steps."""
+        abar = self._abar[self._k(t)]
+        return abar**0.5, (1 - abar) ** 0.5
+
+    def time_at(self, ratio: float) -> float:
+        """That of the k which comes nearest, by the logarithm."""
+        if math.isinf(ratio):
+            return (self.n_train_steps - 1) / self.n_train_steps
+        log_ratio = 0.5 * ((1 - self.abar.double()) / self.abar.double()).log()
+        return int((log_ratio - math.log(max(ratio, 1e-12))).abs().argmin()) / self.n_train_steps
+
+    def schedule(self) -> list[float]:
+        """k / n_train_steps."""
+        steps = inference_timesteps(self.n_train_steps, self.n_inference_steps, self.spacing)
+        return [k / self.n_train_steps for k in steps]
+
+    def clean(self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor) -> Float[Tensor, "b h da"]:
+        """As the sampler estimates it."""
+        out = self.network(z, self.network_times([self._k(t) / self.n_train_steps], z)[0], prepared)
+        return self._clean_and_noise(z, out, *self.path(t))[0]
+
+    def _k(self, t: float) -> int:
+        return min(round(t * self.n_train_steps), self.n_train_steps - 1)
+
     def objective(self, action: Tensor, rng: BatchRng, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy chunk z_k, time k / n_train_steps, noise or clean chunk."""
         k = rng.randint(self.n_train_steps, n)
         eps = rng.randn(n, *action.shape[1:])
         abar = self.abar[k][:, None, None]
         z = abar.sqrt() * action + (1 - abar).sqrt() * eps
+        if self.prediction == "v":
+            return z, k / self.n_train_steps, abar.sqrt() * eps - (1 - abar).sqrt() * action
         return z, k / self.n_train_steps, eps if self.prediction == "epsilon" else action
 
     def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
@@ -174,11 +203,17 @@ class DiffusionHead(Head):
         return abar**0.5, (1 - abar) ** 0.5, of_clean, of_other, max(variance**0.5, min_std)
 
     def _mean(self, z: Tensor, out: Tensor, weights: Sequence[Any]) -> Tensor:
-        """Of a step, by the network's output; clips the clean chunk if asked, never the noise, as diffusers does."""
+        """Of a step, by the network's output."""
         signal, sigma, of_clean, of_other = weights
+        clean, eps = self._clean_and_noise(z, out, signal, sigma)
+        return of_clean * clean + of_other * (eps if self.sampler == "ddim" else z)
+
+    def _clean_and_noise(self, z: Tensor, out: Tensor, signal: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+        """By the network's output; clips the clean chunk if asked, never the noise, as diffusers does."""
         if self.prediction == "sample":
             clean, eps = out, (z - signal * out) / sigma
+        elif self.prediction == "v":
+            clean, eps = signal * z - sigma * out, sigma * z + signal * out
         else:
             clean, eps = (z - sigma * out) / signal, out
-        clean = clean.clamp(-1, 1) if self.clip_sample else clean
-        return of_clean * clean + of_other * (eps if self.sampler == "ddim" else z)
+        return (clean.clamp(-1, 1) if self.clip_sample else clean), eps

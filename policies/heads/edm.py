@@ -63,6 +63,28 @@ class EDMHead(Head):
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
         return (math.log(sigma) - low) / (high - low)
 
+    def path(self, t: float) -> tuple[float, float]:
+        """(1, sigma)."""
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        return 1.0, math.exp(low + t * (high - low))
+
+    def time_at(self, ratio: float) -> float:
+        """``ratio`` is sigma."""
+        return self.time(min(max(ratio, self.sigma_min), self.sigma_max))
+
+    def schedule(self) -> list[float]:
+        """Karras' sigmas; Heun's first evaluations."""
+        return [self.time(sigma) for sigma in self.sigmas(self.n_steps)]
+
+    def clean(self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor) -> Float[Tensor, "b h da"]:
+        """D."""
+        return self.denoise(z, self.path(t)[1], self.network_times([t], z)[0], prepared)
+
+    @property
+    def n_steps(self) -> int:
+        """Of the sampler; Heun's take two evaluations, but for the last one."""
+        return (self.n_inference_steps + 1) // 2 if self.sampler == "heun" else self.n_inference_steps
+
     def objective(self, action: Tensor, rng: BatchRng, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled noisy chunk, time, and what F has to say for D to be the clean chunk."""
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
@@ -87,7 +109,7 @@ class EDMHead(Head):
         """From noise * sigma_max to a clean chunk."""
         prepared = self.network.prepare(cond)
         heun = self.sampler == "heun"
-        sigmas = self.sigmas((self.n_inference_steps + 1) // 2 if heun else self.n_inference_steps)
+        sigmas = self.sigmas(self.n_steps)
         times = self.network_times([self.time(s) for s in sigmas], noise)
         x = noise * sigmas[0]
         for i, (sigma, after) in enumerate(zip(sigmas, [*sigmas[1:], 0.0], strict=True)):

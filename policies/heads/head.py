@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,13 +78,34 @@ class Head(nn.Module, ABC):
         x, t, target = self.objective(action, rng, len(action))
         return (self.network(x, t, prepared) - target).square()
 
+    # The path from data to noise, z_t = alpha A + sigma eps, for everything that steps along it in its own way
+    # (real-time chunking, composition, distillation, other solvers). Straight unless a head says otherwise.
+
+    def path(self, t: float) -> tuple[float, float]:
+        """(alpha, sigma) at t."""
+        return 1.0 - t, t
+
+    def time_at(self, ratio: float) -> float:
+        """The t at which sigma / alpha is ``ratio``, infinite for pure noise; the nearest one that the head knows."""
+        return 1.0 if math.isinf(ratio) else ratio / (1.0 + ratio)
+
+    def schedule(self) -> list[float]:
+        """Where the sampler's K steps begin, from noise to data."""
+        return [1.0 - i / self.n_inference_steps for i in range(self.n_inference_steps)]
+
+    def clean(self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor) -> Float[Tensor, "b h da"]:
+        """The head's estimate of A from z_t; on straight paths z - t v."""
+        return z - t * self.network(z, self.network_times([self.instant(t)], z)[0], prepared)
+
+    def instant(self, t: float) -> float | tuple[float, ...]:
+        """What the network takes for time where it is asked for the velocity at t."""
+        return t if self.n_times == 1 else (t, *[0.0] * (self.n_times - 1))
+
     @abstractmethod
     def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
         """A normalised chunk from observation tokens and noise."""
 
-    def network_times(
-        self, times: Sequence[float] | Sequence[Sequence[float]], like: Float[Tensor, "b h da"]
-    ) -> list[Tensor]:
+    def network_times(self, times: Sequence[float | Sequence[float]], like: Float[Tensor, "b h da"]) -> list[Tensor]:
         """What the network takes for t at each of a sampler's steps, embedded for all of them at once where it can."""
         t = torch.tensor(times, device=like.device, dtype=like.dtype)
         embed = getattr(self.network, "embed_times", None)
@@ -93,7 +115,7 @@ class Head(nn.Module, ABC):
         self,
         cond: Float[Tensor, "b l c"],
         z: Float[Tensor, "b h da"],
-        times: Sequence[float] | Sequence[Sequence[float]],
+        times: Sequence[float | Sequence[float]],
     ) -> Float[Tensor, "b h da"]:
         """From z, pure noise, to data in equal steps along the network's direction, one at each of ``times``."""
         prepared = self.network.prepare(cond)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class ResidualMLP(nn.Module):
     Args:
         action_dim: Da.
         horizon: H.
-        cond_dim: width of the flattened observation tokens, To * C.
+        cond_shape: (L, C) of the observation tokens.
         hidden_dim: width of the residual stream.
         n_blocks: residual blocks of two layers each.
         time_dim: width of the time embedding.
@@ -40,7 +41,7 @@ class ResidualMLP(nn.Module):
         self,
         action_dim: int,
         horizon: int,
-        cond_dim: int,
+        cond_shape: tuple[int, int],
         *,
         hidden_dim: int = 512,
         n_blocks: int = 3,
@@ -52,7 +53,7 @@ class ResidualMLP(nn.Module):
         self.time = TimeEmbedding(time_dim, time_scale, n_times)
         self.input = nn.Linear(horizon * action_dim, hidden_dim)
         self.time_input = nn.Linear(time_dim, hidden_dim, bias=False)
-        self.cond_input = nn.Linear(cond_dim, hidden_dim, bias=False)
+        self.cond_input = nn.Linear(math.prod(cond_shape), hidden_dim, bias=False)
         self.blocks = nn.ModuleList([_Block(hidden_dim) for _ in range(n_blocks)])
         self.out_norm = nn.LayerNorm(hidden_dim)
         self.output = nn.Linear(hidden_dim, horizon * action_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,7 +52,7 @@ class UNet1d(nn.Module):
     Args:
         action_dim: Da.
         horizon: H, a multiple of 2 ** (levels - 1).
-        cond_dim: width of the flattened observation tokens.
+        cond_shape: (L, C) of the observation tokens.
         down_dims: channels of each level. Diffusion Policy: (512, 1024, 2048) on robots and DP3, (256, 512, 1024) else.
         kernel_size, n_groups: of the convolutions and group norms.
         time_dim: width of the time embedding.
@@ -63,7 +64,7 @@ class UNet1d(nn.Module):
         self,
         action_dim: int,
         horizon: int,
-        cond_dim: int,
+        cond_shape: tuple[int, int],
         *,
         down_dims: Sequence[int] = (64, 128, 256),
         kernel_size: int = 5,
@@ -96,7 +97,7 @@ class UNet1d(nn.Module):
         self._film_sizes = [b.c_out for b in blocks]
         width = (2 if film_scale else 1) * sum(self._film_sizes)
         self.film_time = nn.Linear(time_dim, width)
-        self.film_cond = nn.Linear(cond_dim, width, bias=False)
+        self.film_cond = nn.Linear(math.prod(cond_shape), width, bias=False)
 
     def hidden_blocks(self) -> list[tuple[nn.Module, int]]:
         """Blocks whose outputs may be dispersed, and their batch axis: the levels going down, but for the last."""

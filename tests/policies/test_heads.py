@@ -10,6 +10,7 @@ from policies.heads.diffusion import DiffusionHead, inference_timesteps
 from policies.heads.edm import EDMHead
 from policies.heads.flow import FlowHead
 from policies.rng import BatchRng
+from tests.policies.conftest import make, make_batch
 
 
 class Field(torch.nn.Module):
@@ -193,3 +194,22 @@ def test_draws_do_not_depend_on_the_number_of_processes():
     expected = whole.randn(4)
     whole.load_state_dict(saved)
     assert torch.equal(whole.randn(4), expected)
+
+
+@pytest.mark.parametrize("name", ["diffusion-sample", "flow", "edm", "flowpolicy"])
+def test_samplers_walk_along_the_path(state_store, name):
+    """From the clean estimate at each of the schedule's times to the next, with the noise that explains z."""
+    policy = make(state_store, name, n_inference_steps=4).eval()
+    head = policy.head
+    obs, noise = make_batch(state_store, 3).obs, policy.draw_noise(3)
+    with torch.no_grad():
+        prepared = head.network.prepare(policy.encode(obs))
+        times = head.schedule()
+        z = head.path(times[0])[1] * noise if name == "edm" else noise
+        for i, t in enumerate(times):
+            alpha, sigma = head.path(t)
+            clean = head.clean(z, t, prepared)
+            alpha_next, sigma_next = head.path(times[i + 1]) if i + 1 < len(times) else (1.0, 0.0)
+            z = alpha_next * clean + sigma_next * (z - alpha * clean) / sigma
+            assert head.time_at(sigma / alpha if alpha else math.inf) == pytest.approx(t)
+        torch.testing.assert_close(z, policy.sample(obs, noise=noise))

@@ -59,7 +59,7 @@ def test_crop_takes_the_window():
 
 def test_unet_film_is_one_linear_map_of_time_and_observation():
     """The split FiLM equals a linear layer on mish([time, observation])."""
-    net = UNet1d(3, 8, 10, down_dims=(16, 32), time_dim=16)
+    net = UNet1d(3, 8, (2, 5), down_dims=(16, 32), time_dim=16)
     t, cond = torch.rand(4), torch.randn(4, 2, 5)
     weight = torch.cat([net.film_time.weight, net.film_cond.weight], 1)
     joint = F.linear(F.mish(torch.cat([net.time(t), cond.flatten(1)], 1)), weight, net.film_time.bias)
@@ -68,7 +68,7 @@ def test_unet_film_is_one_linear_map_of_time_and_observation():
 
 
 def test_unet_depends_on_everything():
-    net = UNet1d(3, 8, 10, down_dims=(16, 32), time_dim=16)
+    net = UNet1d(3, 8, (2, 5), down_dims=(16, 32), time_dim=16)
     x, t, cond = torch.randn(2, 8, 3, requires_grad=True), torch.rand(2), torch.randn(2, 2, 5, requires_grad=True)
     net(x, t, net.prepare(cond))[:, 0].sum().backward()
     assert x.grad is not None
@@ -80,10 +80,10 @@ def test_unet_depends_on_everything():
 
 @pytest.mark.parametrize("film_scale", [True, False])
 def test_unet_horizons(film_scale):
-    net = UNet1d(2, 16, 4, down_dims=(8, 16, 24), n_groups=4, time_dim=16, film_scale=film_scale)
+    net = UNet1d(2, 16, (1, 4), down_dims=(8, 16, 24), n_groups=4, time_dim=16, film_scale=film_scale)
     assert net(torch.randn(3, 16, 2), torch.rand(3), net.prepare(torch.randn(3, 1, 4))).shape == (3, 16, 2)
     with pytest.raises(ValueError, match="horizon=6 must be a multiple of 4"):
-        UNet1d(2, 6, 4, down_dims=(8, 16, 24))
+        UNet1d(2, 6, (1, 4), down_dims=(8, 16, 24))
 
 
 def test_unknown_options_name_the_nearest(state_store):

@@ -39,9 +39,9 @@ def test_jvp_is_the_derivative_along_the_path(network):
     """Against central differences in double precision, over chunks large enough for the fast kernels."""
     torch.manual_seed(0)
     if network == "mlp":
-        net = ResidualMLP(3, 8, 5, hidden_dim=32, n_blocks=2, time_dim=16, time_scale=3.0, n_times=2).double()
+        net = ResidualMLP(3, 8, (1, 5), hidden_dim=32, n_blocks=2, time_dim=16, time_scale=3.0, n_times=2).double()
     else:
-        net = UNet1d(3, 8, 5, down_dims=[16, 32], time_dim=16, time_scale=3.0, n_times=2).double()
+        net = UNet1d(3, 8, (1, 5), down_dims=[16, 32], time_dim=16, time_scale=3.0, n_times=2).double()
     head = MeanFlowHead(net)
     rng = torch.Generator().manual_seed(1)
     z, v = (torch.randn(20, 8, 3, dtype=torch.float64, generator=rng) for _ in range(2))
@@ -130,7 +130,7 @@ def test_learns_two_modes(name):
     torch.manual_seed(0)
     modes = torch.tensor([[-0.7, -0.7], [0.7, 0.4]])
     n_times = 2 if name in ("meanflow", "omp", "shortcut") else 1
-    head = make(ResidualMLP(2, 1, 1, hidden_dim=64, n_blocks=2, time_dim=16, time_scale=10.0, n_times=n_times))
+    head = make(ResidualMLP(2, 1, (1, 1), hidden_dim=64, n_blocks=2, time_dim=16, time_scale=10.0, n_times=n_times))
     opt = torch.optim.Adam(head.parameters(), 3e-3)
     fade = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.02, updates)
     rng = BatchRng(0)
@@ -166,9 +166,9 @@ def test_dispersive_loss_is_added_once_for_each_hidden_block(network):
     """MeanFlow runs its network several times in a loss; only what gradients are recorded of counts."""
     torch.manual_seed(0)
     if network == "mlp":
-        net, blocks = ResidualMLP(3, 8, 5, hidden_dim=16, n_blocks=3, time_dim=8, n_times=2), 2
+        net, blocks = ResidualMLP(3, 8, (1, 5), hidden_dim=16, n_blocks=3, time_dim=8, n_times=2), 2
     else:
-        net, blocks = UNet1d(3, 8, 5, down_dims=[16, 32], time_dim=8, n_times=2), 1
+        net, blocks = UNet1d(3, 8, (1, 5), down_dims=[16, 32], time_dim=8, n_times=2), 1
     head = MeanFlowHead(net)
     batch = (torch.randn(7, 8, 3), torch.randn(7, 1, 5), torch.zeros(7, 8, dtype=torch.bool))
     plain = head.loss(*batch, BatchRng(0))
