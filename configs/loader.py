@@ -19,7 +19,7 @@ CONFIG_DIR = Path(__file__).parent.resolve()
 def groups() -> dict[str, list[str]]:
     """Config groups and their choices: {"policy": ["diffusion", "flow"], ...}."""
     folders = sorted(p for p in CONFIG_DIR.iterdir() if p.is_dir() and any(p.glob("*.yaml")))
-    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+    return {p.name: sorted(f.stem for f in p.glob("[!_]*.yaml")) for p in folders}  # _head: what choices share
 
 
 def _compose(name: str, overrides: list[str]) -> DictConfig:
@@ -116,5 +116,7 @@ def help_text(name: str, usage: str) -> str:
             file = CONFIG_DIR / section / f"{default}.yaml"
             if not file.exists():
                 file = CONFIG_DIR / section / "metaworld.yaml"
-            lines += ["", f"{section}.* (of {file.stem}):"] + ["  " + x for x in file.read_text().splitlines()]
+            lines += ["", f"{section}.* (of {file.stem}):"]
+            for part in [file, *file.parent.glob("_*.yaml")]:
+                lines += ["  " + line for line in part.read_text().splitlines() if not line.startswith("defaults")]
     return "\n".join(lines)

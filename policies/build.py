@@ -90,6 +90,7 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
     net_name, net_args = _named(config, "network")
     if "n_train_steps" in head_args:  # the network then sees DDPM's integer k
         net_args.setdefault("time_scale", float(head_args["n_train_steps"]))
+    cond_shape = encoder.token_shape(config["n_obs_steps"])
     head_class = lookup(HEADS, head_name, "policy")
     network = construct(
         lookup(NETWORKS, net_name, "network"),
@@ -97,10 +98,11 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
         "network",
         action_dim=spec.action.shape[0],
         horizon=config["horizon"],
-        cond_shape=encoder.token_shape(config["n_obs_steps"]),
+        cond_shape=cond_shape,
         n_times=head_class.n_times,
     )
-    head = construct(head_class, head_args, "policy", network=network)
+    mask = encoder.token_mask(head_args.pop("cfg_keys", None), config["n_obs_steps"])
+    head = construct(head_class, head_args, "policy", network=network, cond_mask=mask)
     return ChunkPolicy(
         spec,
         normaliser,

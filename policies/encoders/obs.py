@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from data.errors import ConfigError
+from data.errors import ConfigError, nearest
 from data.spec import FieldSpec
 from policies.encoders.image import ImageEncoder
 from policies.encoders.pointcloud import PointCloudEncoder
@@ -88,6 +88,18 @@ class ObsEncoder(nn.Module):
     def token_shape(self, n_obs_steps: int) -> tuple[int, int]:
         """(L, C) of what ``forward`` returns for windows of so many observations."""
         return n_obs_steps, self.out_dim
+
+    def token_mask(self, keys: Sequence[str] | None, n_obs_steps: int) -> Bool[Tensor, "l c"]:
+        """Which entries of the tokens come from ``keys``; None: all.
+
+        Raises:
+            ConfigError: a key that is not observed.
+        """
+        for key in keys or []:
+            if key not in self.encoders:
+                raise ConfigError(f"Unknown observation '{key}'. {nearest(key, list(self.encoders))}")
+        parts = [torch.full((e.out_dim,), keys is None or key in keys) for key, e in self.encoders.items()]  # type: ignore[arg-type]
+        return torch.cat(parts).expand(n_obs_steps, -1)
 
     def relative(self, obs: Mapping[str, Tensor], normalise: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """Normalised clouds (B, To, P, C) with three more channels: the offset of each point from the gripper.

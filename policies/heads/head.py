@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from policies.heads.guidance import Guidance
 from policies.rng import BatchRng
 
 
@@ -41,10 +42,14 @@ class Head(nn.Module, ABC):
             minibatch): the encoder runs once, the denoising network on B * noise_per_obs rows.
         mask_padding: leave actions beyond the episode's ends out of the loss. Diffusion Policy trains on them.
         dispersive: weight of the dispersive loss on the network's hidden blocks; MP1 takes 0.5. Costs nothing later.
+        cfg_dropout: probability that a row is trained without its condition, for guidance; 0 trains none.
+        cfg_scale: how far to follow the condition in sampling, see Guidance; needs a network trained with dropout.
+        cond_mask: (L, C), the entries of the observation tokens that are the condition.
     """
 
     network: Network  # type: ignore[assignment]
     n_times = 1  # that the network takes for a row
+    guided_target = False  # guidance is learned: sampling follows the condition alone
 
     def __init__(
         self,
@@ -54,9 +59,21 @@ class Head(nn.Module, ABC):
         noise_per_obs: int = 1,
         mask_padding: bool = False,
         dispersive: float = 0.0,
+        cfg_dropout: float = 0.0,
+        cfg_scale: float = 1.0,
+        cond_mask: Bool[Tensor, "l c"] | None = None,
     ):
         super().__init__()
+        if not 0 <= cfg_dropout < 1:
+            raise ValueError(f"cfg_dropout={cfg_dropout} must lie in [0, 1)")
+        if cfg_dropout > 0:
+            if cond_mask is None:
+                raise ValueError("cfg_dropout needs cond_mask")
+            network = Guidance(network, cond_mask, 1.0 if self.guided_target else cfg_scale)
+        elif cfg_scale != 1 and not self.guided_target:
+            raise ValueError(f"cfg_scale={cfg_scale} needs a network trained with cfg_dropout > 0")
         self.network = network  # type: ignore[assignment]
+        self.cfg_dropout, self.cfg_scale = cfg_dropout, cfg_scale
         self.n_inference_steps = n_inference_steps
         self.noise_per_obs = noise_per_obs
         self.mask_padding = mask_padding
@@ -123,6 +140,15 @@ class Head(nn.Module, ABC):
             z = z - self.network(z, t, prepared) / len(times)
         return z
 
+    def prepare_training(self, cond: Float[Tensor, "b l c"], rng: BatchRng) -> Tensor:
+        """``network.prepare``; some rows without their condition."""
+        if not isinstance(self.network, Guidance):
+            return self.network.prepare(cond)
+        dropped = self.network.drop(cond, self.cfg_dropout, rng)
+        if self.guided_target:
+            return self.network.prepare_both(dropped, cond)
+        return self.network.network.prepare(dropped).unsqueeze(1)
+
     def loss(
         self,
         action: Float[Tensor, "b h da"],
@@ -135,7 +161,7 @@ class Head(nn.Module, ABC):
         Padding counts in the denominator even when masked, so that the mean over processes is the mean over the batch.
         """
         m = self.noise_per_obs
-        prepared = self.network.prepare(cond)
+        prepared = self.prepare_training(cond, rng)
         if m > 1:
             action, prepared = action.repeat_interleave(m, 0), prepared.repeat_interleave(m, 0)
             is_pad = is_pad.repeat_interleave(m, 0)

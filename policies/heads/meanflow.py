@@ -21,12 +21,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from policies.heads.guidance import Guidance
 from policies.heads.head import Head
 from policies.rng import BatchRng
 
 
 class MeanFlowHead(Head):
     """The network sees (t, t - r).
+
+    Guidance is part of what is learned and costs nothing in sampling. MP1's released code takes the network's answer
+    under the condition itself for that under the null token: cfg_scale=2 with cfg_dropout=0.
 
     Args:
         t_mean, t_std: of the normal distribution that t and r are drawn from, before a sigmoid; the larger one is t.
@@ -38,6 +42,7 @@ class MeanFlowHead(Head):
     """
 
     n_times = 2
+    guided_target = True
 
     def __init__(
         self,
@@ -67,7 +72,8 @@ class MeanFlowHead(Head):
         drawn = torch.sigmoid(self.t_mean + self.t_std * rng.randn(n, 2))
         t, r = drawn.amax(1), drawn.amin(1)
         gap = torch.where(rng.rand(n) < self.flow_ratio, 0.0, t - r)
-        z, v = torch.lerp(action, eps, t[:, None, None]), eps - action
+        z = torch.lerp(action, eps, t[:, None, None])
+        v, prepared = self.guide(z, eps - action, t, prepared)
         u = self.network(z, torch.stack([t, gap], 1), prepared)
         difference = u - self.target(z, v, t, gap, prepared)
         square = difference.square()
@@ -77,6 +83,17 @@ class MeanFlowHead(Head):
             cosine = F.cosine_similarity(u.flatten(1), v.flatten(1))
             error = error - self.alignment * torch.log((cosine + 1).clamp(min=1e-4) / 2)[:, None, None]
         return error
+
+    @torch.no_grad()
+    def guide(self, z: Tensor, v: Tensor, t: Tensor, prepared: Tensor) -> tuple[Tensor, Tensor]:
+        """w v + (1 - w) u(z_t, t, t | null), which takes the place of v, and what belongs to the condition itself."""
+        reference = prepared
+        if isinstance(self.network, Guidance):
+            prepared, reference = prepared[:, :1], prepared[:, 1:]
+        if self.cfg_scale == 1:
+            return v, prepared
+        known = self.network(z, torch.stack([t, torch.zeros_like(t)], 1), reference)
+        return torch.lerp(known, v, self.cfg_scale), prepared
 
     @torch.no_grad()
     def target(
