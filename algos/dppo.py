@@ -49,6 +49,8 @@ class FineTunedDiffusion(WrappedPolicy):
         if not isinstance(base, ChunkPolicy) or not isinstance(base.head, DiffusionHead):
             found = type(base.head).__name__ if isinstance(base, ChunkPolicy) else type(base).__name__
             raise ConfigError(f"algo=dppo fine-tunes the denoising steps of a DiffusionHead; the base has a {found}.")
+        if base.head.sampler == "dpmpp":
+            raise ConfigError("algo=dppo needs steps that draw noise: base_policy.sampler=ddim or ddpm, not dpmpp.")
         if n_finetuned_steps < 1:
             raise ConfigError(f"algo.n_finetuned_steps={n_finetuned_steps} must be at least 1.")
         super().__init__(base, {"n_finetuned_steps": n_finetuned_steps})

@@ -1,4 +1,4 @@
-"""Denoising diffusion (Ho et al. 2020) with DDPM and DDIM (Song et al. 2021) samplers; schedules from diffusers.
+"""Denoising diffusion (Ho et al. 2020), sampled by DDPM, DDIM (Song et al. 2021) or DPM-Solver++ (Lu et al. 2022).
 
 z_k = sqrt(abar_k) A + sqrt(1 - abar_k) eps;  L = E ||eps_theta - eps||^2 ("epsilon", Diffusion Policy) or
 E ||A_theta - A||^2 ("sample", DP3). The network sees t = k / n_train_steps.
@@ -51,7 +51,8 @@ class DiffusionHead(Head):
         beta_schedule: a name diffusers knows; "squaredcos_cap_v2" in Diffusion Policy and DP3.
         prediction: what the network predicts: the noise ("epsilon"), the clean chunk ("sample"), or
             sqrt(abar) eps - sqrt(1 - abar) A ("v", Salimans & Ho 2022).
-        sampler: "ddim" (eta = 0, a function of one noise tensor) or "ddpm" (ancestral; one noise tensor per step).
+        sampler: "ddim" (eta = 0, a function of one noise tensor), "dpmpp" (DPM-Solver++ 2M, likewise) or "ddpm"
+            (ancestral; one noise tensor per step).
         spacing: see ``inference_timesteps``.
         clip_sample: clip every clean-chunk estimate to [-1, 1].
         common: the rest of Head's.
@@ -67,7 +68,7 @@ class DiffusionHead(Head):
         n_train_steps: int = 100,
         beta_schedule: str = "squaredcos_cap_v2",
         prediction: Literal["epsilon", "sample", "v"] = "epsilon",
-        sampler: Literal["ddim", "ddpm"] = "ddim",
+        sampler: Literal["ddim", "dpmpp", "ddpm"] = "ddim",
         spacing: Spacing = "trailing",
         clip_sample: bool = True,
         **common: Any,
@@ -75,8 +76,8 @@ class DiffusionHead(Head):
         super().__init__(network, n_inference_steps=n_inference_steps, **common)
         if prediction not in ("epsilon", "sample", "v"):
             raise ValueError(f"prediction must be epsilon, sample or v, not {prediction!r}")
-        if sampler not in ("ddim", "ddpm"):
-            raise ValueError(f"sampler must be ddim or ddpm, not {sampler!r}")
+        if sampler not in ("ddim", "dpmpp", "ddpm"):
+            raise ValueError(f"sampler must be ddim, dpmpp or ddpm, not {sampler!r}")
         if spacing not in ("leading", "trailing", "linspace"):
             raise ValueError(f"spacing must be leading, trailing or linspace, not {spacing!r}")
         self.n_train_steps, self.prediction, self.sampler = n_train_steps, prediction, sampler
@@ -127,10 +128,33 @@ class DiffusionHead(Head):
         return z, k / self.n_train_steps, eps if self.prediction == "epsilon" else action
 
     def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
-        """DDIM (eta = 0): noise (B, H, Da). DDPM: noise (B, K, H, Da)."""
+        """DDIM (eta = 0) and DPM-Solver++: noise (B, H, Da). DDPM: noise (B, K, H, Da)."""
+        if self.sampler == "dpmpp":
+            return self.multistep(cond, noise)
         if self.sampler == "ddim":
             return self.sample_chain(cond, noise)[-1]
         return self.sample_chain(cond, noise[:, 0], noise[:, 1:])[-1]
+
+    def multistep(self, cond: Float[Tensor, "b l c"], z: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): clean chunks extrapolated over log(alpha / sigma).
+
+        The first and the last step are of first order, as DDIM's.
+        """
+        prepared = self.network.prepare(cond)
+        times = self.schedule()
+        rows = self.network_times(times, z)
+        before: tuple[Tensor, float] | None = None  # the last estimate, and the length of the step that followed
+        for i, t in enumerate(times):
+            alpha, sigma = self.path(t)
+            clean, _ = self._clean_and_noise(z, self.network(z, rows[i], prepared), alpha, sigma)
+            if i + 1 == len(times):
+                return clean
+            alpha_next, sigma_next = self.path(times[i + 1])
+            step = math.log(alpha_next / sigma_next) - math.log(alpha / sigma)
+            ahead = clean if before is None else torch.lerp(clean, before[0], -step / (2 * before[1]))
+            z = sigma_next / sigma * z - alpha_next * math.expm1(-step) * ahead
+            before = clean, step
+        return z
 
     def sample_chain(
         self,

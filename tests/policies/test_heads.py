@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler
 
 from policies.heads.diffusion import DiffusionHead, inference_timesteps
 from policies.heads.edm import EDMHead
@@ -40,7 +40,10 @@ def test_timesteps_are_those_of_diffusers(spacing, steps):
     assert inference_timesteps(100, steps, spacing) == scheduler.timesteps.tolist()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+NAMES = {"epsilon": "epsilon", "sample": "sample", "v": "v_prediction"}  # ours, diffusers'
+
+
+@pytest.mark.parametrize("prediction", NAMES)
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("clip", [True, False])
 # Numbers of steps that divide 100: for others diffusers jumps to a step that is not the next one of its own list.
@@ -52,7 +55,7 @@ def test_ddim_is_that_of_diffusers(prediction, spacing, clip, steps):
     scheduler = DDIMScheduler(
         num_train_timesteps=100,
         beta_schedule="squaredcos_cap_v2",
-        prediction_type=prediction,
+        prediction_type=NAMES[prediction],
         timestep_spacing=spacing,
         clip_sample=clip,
     )
@@ -64,6 +67,41 @@ def test_ddim_is_that_of_diffusers(prediction, spacing, clip, steps):
             out = head.network(x, torch.full((2,), float(k) / 100), None)
             x = scheduler.step(out, k, x, eta=0.0).prev_sample
         torch.testing.assert_close(head.sample(COND, noise), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", NAMES)
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 50])
+def test_dpm_solver_is_that_of_diffusers(prediction, steps):
+    head = DiffusionHead(
+        Field(), prediction=prediction, n_inference_steps=steps, sampler="dpmpp", clip_sample=False, spacing="trailing"
+    )
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=100,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=NAMES[prediction],
+        timestep_spacing="trailing",
+        final_sigmas_type="zero",
+    )
+    scheduler.set_timesteps(steps)
+    x = noise = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for k in scheduler.timesteps:
+            out = head.network(x, torch.full((2,), float(k) / 100), None)
+            x = scheduler.step(out, k, x).prev_sample
+        torch.testing.assert_close(head.sample(COND, noise), x, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("prediction", NAMES)
+def test_the_target_is_what_the_sampler_takes_the_output_for(prediction):
+    """A network that gives the training target leads the sampler to the clean chunk."""
+    head = DiffusionHead(Field(), prediction=prediction, clip_sample=False)
+    action = torch.randn(50, 8, 3)
+    z, t, target = head.objective(action, BatchRng(0), 50)
+    for row in range(50):
+        signal, sigma = head.path(float(t[row]))
+        clean, eps = head._clean_and_noise(z[row], target[row], signal, sigma)
+        torch.testing.assert_close(clean, action[row], atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(signal * action[row] + sigma * eps, z[row], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
