@@ -13,6 +13,7 @@ from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from policies.chunk_policy import ChunkPolicy
 from policies.encoders.obs import ObsEncoder
+from policies.encoders.reconstruction import Reconstruction
 from policies.heads.diffusion import DiffusionHead
 from policies.heads.edm import EDMHead
 from policies.heads.flow import FlowHead
@@ -90,6 +91,7 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
     net_name, net_args = _named(config, "network")
     if "n_train_steps" in head_args:  # the network then sees DDPM's integer k
         net_args.setdefault("time_scale", float(head_args["n_train_steps"]))
+    weight = head_args.pop("reconstruction", 0.0)
     cond_shape = encoder.token_shape(config["n_obs_steps"])
     head_class = lookup(HEADS, head_name, "policy")
     network = construct(
@@ -111,4 +113,5 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
         n_obs_steps=config["n_obs_steps"],
         horizon=config["horizon"],
         n_action_steps=config["n_action_steps"],
+        reconstruction=Reconstruction(spec.obs, cond_shape, weight) if weight > 0 else None,
     )

@@ -10,6 +10,7 @@ from data.chunks import ChunkBatch
 from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from policies.encoders.obs import ObsEncoder
+from policies.encoders.reconstruction import Reconstruction
 from policies.heads.head import Head
 from policies.policy import Metrics, Obs, Policy
 from policies.rng import BatchRng
@@ -24,6 +25,7 @@ class ChunkPolicy(Policy):
         encoder: normalised observations -> tokens.
         head: objective + sampler around a denoising network.
         n_obs_steps, horizon, n_action_steps: To, H, Ta.
+        reconstruction: an auxiliary loss on the tokens.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class ChunkPolicy(Policy):
         n_obs_steps: int,
         horizon: int,
         n_action_steps: int,
+        reconstruction: Reconstruction | None = None,
     ):
         super().__init__(spec, n_obs_steps, horizon, n_action_steps)
         self.normaliser, self.encoder, self.head = normaliser, encoder, head
+        self.reconstruction = reconstruction
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -61,13 +65,18 @@ class ChunkPolicy(Policy):
         return encoder({**normalised, **encoder.relative(obs, self.normaliser.normalise)}, rng)
 
     def loss(self, batch: ChunkBatch, rng: BatchRng | None = None) -> tuple[Float[Tensor, ""], Metrics]:
-        """The head's objective on the normalised chunk."""
+        """The head's objective on the normalised chunk, and the reconstruction."""
         if rng is None:
             seed = int(torch.randint(2**31, ()).item())
             rng = BatchRng(seed, batch.action.device)
         action = self.normaliser.normalise("action", batch.action)
-        loss = self.head.loss(action, self.encode(batch.obs, rng), batch.is_pad, rng)
-        return loss, {"loss": loss.detach()}
+        tokens = self.encode(batch.obs, rng)
+        loss = self.head.loss(action, tokens, batch.is_pad, rng)
+        if self.reconstruction is None:
+            return loss, {"loss": loss.detach()}
+        error = self.reconstruction(tokens, {k: self.normaliser.normalise(k, batch.obs[k]) for k in self.spec.obs})
+        loss = loss + self.reconstruction.weight * error
+        return loss, {"loss": loss.detach(), "reconstruction": error.detach()}
 
     def sample(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b h da"]:
         """The head's chunk for ``noise`` (B, *noise_shape)."""

@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from algos.bc import BC
 from data.errors import ConfigError
 from policies.build import build_policy, construct, lookup
 from policies.encoders.image import SpatialSoftmax, crop
 from policies.encoders.obs import ObsEncoder
 from policies.encoders.pointcloud import PointCloudEncoder
+from policies.encoders.reconstruction import chamfer
 from policies.networks.unet1d import UNet1d
 from tests.policies.conftest import config, make, make_batch, make_store
 
@@ -112,3 +114,25 @@ def test_offsets_from_the_gripper_are_in_the_cloud_s_units(tmp_path):
     torch.testing.assert_close(seen[..., :3], policy.normaliser.normalise("pointcloud", obs["pointcloud"]))
     with pytest.raises(ConfigError, match="relative_to='gripper' must be an observation"):
         ObsEncoder(policy.spec.obs, {"pointcloud": {"relative_to": "gripper"}})
+
+
+def test_chamfer_by_brute_force():
+    a, b = torch.randn(2, 5, 3), torch.randn(2, 7, 3)
+    forth = [min(float((p - q).square().sum()) for q in y) for x, y in zip(a, b, strict=True) for p in x]
+    back = [min(float((p - q).square().sum()) for p in x) for x, y in zip(a, b, strict=True) for q in y]
+    torch.testing.assert_close(chamfer(a, b), torch.tensor(sum(forth) / 10 + sum(back) / 14))
+
+
+@pytest.mark.parametrize("name", ["flow", "meanflow"])
+def test_reconstruction_falls_and_leaves_sampling_alone(tmp_path, name):
+    store = make_store(tmp_path / "d.zarr", ("rgb", "pointcloud", "depth", "state"))
+    policy = make(store, name, reconstruction=0.5)
+    algo = BC(policy, train_steps=60, lr=3e-3, lr_warmup_steps=2, seed=1)
+    batch = make_batch(store, 4)
+    errors = [float(algo.update(batch)["reconstruction"]) for _ in range(25)]
+    assert errors[-1] < 0.5 * errors[0]
+    plain = make(store, name).eval()
+    own = {k: v for k, v in policy.state_dict().items() if not k.startswith("reconstruction")}
+    plain.load_state_dict(own)
+    noise = policy.draw_noise(4)
+    assert torch.equal(policy.eval().act(batch.obs, noise=noise), plain.act(batch.obs, noise=noise))
