@@ -27,11 +27,13 @@ def chamfer(a: Float[Tensor, "b n 3"], b: Float[Tensor, "b m 3"]) -> Float[Tenso
 
 
 class Reconstruction(nn.Module):
-    """Args:
-    fields: the observations.
-    cond_shape: (L, C) of the tokens.
-    weight: of the loss.
-    hidden: width of each decoder's layer.
+    """One small decoder for each observation.
+
+    Args:
+        fields: the observations.
+        cond_shape: (L, C) of the tokens.
+        weight: of the loss.
+        hidden: width of each decoder's layer.
     """
 
     def __init__(self, fields: Mapping[str, FieldSpec], cond_shape: tuple[int, int], weight: float, hidden: int = 256):
