@@ -14,6 +14,8 @@ if __name__ == "__main__":  # before torch is imported: this may start the inter
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from configs.loader import check_at_least, help_text, load_config
 from data.errors import ConfigError
+from envs.base import Frame
 from envs.evaluate import Episode, EpisodeResult, evaluate, summarise
 from envs.make import make_env
 from envs.video import write_video
@@ -31,9 +34,11 @@ from envs.worker import Film
 from launch.processes import join_processes
 from launch.terminal import Bar, Interrupted, console, run_main
 from policies.checkpoint import check_contract, find_checkpoint, load_policy, read_config
+from policies.export import export_onnx
 from policies.policy import Policy
 
-USAGE = "python eval.py checkpoint=RUN_DIR [n_episodes=100] [seed=10000] [policy.n_inference_steps=1] [key=value ...]"
+USAGE = """python eval.py checkpoint=RUN_DIR [n_episodes=100] [seed=10000] [policy.n_inference_steps=1] [key=value ...]
+       python eval.py checkpoint=RUN_DIR export=onnx [out=policy.onnx]"""
 FILM_EVERY = 4  # control steps between two pictures of a video
 
 
@@ -128,6 +133,19 @@ def refuse_seen(seeds: Sequence[int], demo_seeds: Sequence[int]) -> None:
         )
 
 
+def export(config: Mapping[str, Any], folder: Path, policy: Policy, frame: Frame) -> int:
+    """``export=onnx``: the file, and how it compares; runs no episodes."""
+    if config["export"] != "onnx":
+        raise ConfigError(f"export={config['export']}: onnx is what there is.")
+    path = Path(config["out"] or folder.parent / "export")
+    path = path if path.suffix == ".onnx" else path / "policy.onnx"
+    obs = {k: torch.as_tensor(v).expand(1, policy.n_obs_steps, *v.shape) for k, v in frame.items()}
+    found = export_onnx(policy.cpu(), path, obs)
+    console.print(f"wrote {path}: {found.onnx_ms:.2f} ms a chunk with onnxruntime, {found.torch_ms:.2f} ms with torch")
+    print(json.dumps(asdict(found)))
+    return 0
+
+
 def main(argv: list[str]) -> int:
     """The command; returns the exit status."""
     if {"-h", "--help"} & set(argv):
@@ -146,9 +164,10 @@ def main(argv: list[str]) -> int:
         black_box=config["black_box"],
     )
     env_args = {**policy.spec.env_args, **set_options(config["task"])}
-    env = make_env(env_args)
-    env.close()
-    check_contract(policy, env.spec, f"Task {env.spec.name}")
+    with closing(make_env(env_args)) as env:
+        check_contract(policy, env.spec, f"Task {env.spec.name}")
+        if config["export"] is not None:
+            return export(config, folder, policy, env.reset(config["seed"]))
     seeds = [config["seed"] + i for i in range(config["n_episodes"])]
     refuse_seen(seeds, read_config(folder)["meta"].get("demo_seeds", []))
     with Bar(f"evaluating {env.spec.name}", len(seeds), enabled=processes.is_main_process) as bar:

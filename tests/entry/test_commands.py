@@ -113,6 +113,14 @@ def evaluate(server, tmp_path, run, *argv):
     return timeless(done.summary)
 
 
+def test_export(server, straight, tmp_path):
+    """A file that onnxruntime answers alike from; without episodes."""
+    found = server.run("eval.py", f"checkpoint={straight}", "export=onnx", f"out={tmp_path / 'p.onnx'}").summary
+    assert (tmp_path / "p.onnx").stat().st_size > 10_000
+    assert found["max_difference"] < 1e-4
+    assert_refused(server.run("eval.py", f"checkpoint={straight}", "export=onx"), "export=onx")
+
+
 def test_demonstrations_are_reused(server, window, root, tmp_path):
     """The same demonstrations serve another policy; the cloud's default needs its own."""
     stores = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and "window" in str(p)}
