@@ -35,9 +35,12 @@ from launch.processes import join_processes
 from launch.terminal import Bar, Interrupted, console, run_main
 from policies.checkpoint import check_contract, find_checkpoint, load_policy, read_config
 from policies.export import export_onnx
+from policies.inference.execution import build_execution, count_evaluations
+from policies.inference.smoothness import smoothness
 from policies.policy import Policy
 
 USAGE = """python eval.py checkpoint=RUN_DIR [n_episodes=100] [seed=10000] [policy.n_inference_steps=1] [key=value ...]
+       python eval.py checkpoint=RUN_DIR execution.name=rtc execution.delay=2
        python eval.py checkpoint=RUN_DIR export=onnx [out=policy.onnx]"""
 FILM_EVERY = 4  # control steps between two pictures of a video
 
@@ -123,6 +126,21 @@ def set_options(section: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in section.items() if v is not None}
 
 
+def execution_summary(
+    options: Mapping[str, Any],
+    results: Sequence[EpisodeResult],
+    n_action_steps: int,
+    evaluations: int,
+    processes: PartialState,
+) -> dict[str, Any]:
+    """How it was executed: ``options``, network evaluations per chunk (``nfe``), and ``smoothness``."""
+    if processes.num_processes > 1:
+        evaluations = sum(gather_object([evaluations]))
+    n_chunks = sum(len(r.latencies_ms) for r in results)
+    smooth = smoothness([r.actions for r in results], n_action_steps, options["delay"])
+    return {**options, "n_action_steps": n_action_steps, "nfe": round(evaluations / n_chunks, 3), **smooth}
+
+
 def refuse_seen(seeds: Sequence[int], demo_seeds: Sequence[int]) -> None:
     """Raises ConfigError when an episode of the evaluation is a demonstration."""
     seen = set(seeds) & set(demo_seeds)
@@ -153,7 +171,7 @@ def main(argv: list[str]) -> int:
         return 0
     config = load_config("eval", argv)
     check_at_least(1, config, ["n_episodes", "n_envs", "n_action_steps", "policy.n_inference_steps"])
-    check_at_least(0, config, ["n_videos", "seed"])
+    check_at_least(0, config, ["n_videos", "seed", "execution.delay"])
     folder = find_checkpoint(config["checkpoint"])
     processes, device = join_processes(config["device"])
     policy = load_policy(
@@ -163,6 +181,8 @@ def main(argv: list[str]) -> int:
         n_action_steps=config["n_action_steps"],
         black_box=config["black_box"],
     )
+    execution = set_options(config["execution"])
+    policy = build_execution(policy, execution)
     env_args = {**policy.spec.env_args, **set_options(config["task"])}
     with closing(make_env(env_args)) as env:
         check_contract(policy, env.spec, f"Task {env.spec.name}")
@@ -170,7 +190,10 @@ def main(argv: list[str]) -> int:
             return export(config, folder, policy, env.reset(config["seed"]))
     seeds = [config["seed"] + i for i in range(config["n_episodes"])]
     refuse_seen(seeds, read_config(folder)["meta"].get("demo_seeds", []))
-    with Bar(f"evaluating {env.spec.name}", len(seeds), enabled=processes.is_main_process) as bar:
+    with (
+        Bar(f"evaluating {env.spec.name}", len(seeds), enabled=processes.is_main_process) as bar,
+        count_evaluations(policy) as count,
+    ):
         results = evaluate_policy(
             policy,
             env_args,
@@ -180,9 +203,11 @@ def main(argv: list[str]) -> int:
             processes=processes,
             on_episode=lambda done: bar.update(min(len(seeds), done * processes.num_processes)),
         )
+    executed = execution_summary(execution, results, policy.n_action_steps, count.n, processes)
     if not processes.is_main_process:
         return 0
     summary = {**summarise(results), "task": env.spec.name, "checkpoint": str(config["checkpoint"])}
+    summary["execution"] = executed
     out = Path(config["out"] or folder.parent / "evaluations" / f"seed{seeds[0]}-n{len(seeds)}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "eval.json").write_text(json.dumps(summary) + "\n")

@@ -30,7 +30,7 @@ class Episode:
     generator: torch.Generator
     memory: Any = None
     chunk: np.ndarray = field(default_factory=lambda: np.empty(0))  # being executed
-    actions: Any = field(default_factory=hashlib.blake2b)  # executed so far
+    actions: list[np.ndarray] = field(default_factory=list)  # executed so far
 
 
 Act = Callable[[dict[str, Tensor], Episode], Tensor]
@@ -48,6 +48,7 @@ class EpisodeResult:
         length: control steps executed.
         latencies_ms: wall time of every call of the policy.
         digest: of the actions executed, bit for bit.
+        actions: those, (length, Da).
         video: (height, width, 3) uint8 pictures, if the episode was filmed.
     """
 
@@ -57,6 +58,7 @@ class EpisodeResult:
     length: int = 0
     latencies_ms: list[float] = field(default_factory=list)
     digest: str = ""
+    actions: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False)
     video: list[np.ndarray] | None = None
 
 
@@ -141,11 +143,12 @@ def _finish_chunk(result: EpisodeResult, episode: Episode, info: ChunkInfo) -> b
     result.success |= info.success
     result.episode_return += info.undiscounted
     result.length += info.n_steps
-    episode.actions.update(np.ascontiguousarray(episode.chunk[: info.n_steps]).tobytes())
+    episode.actions.append(episode.chunk[: info.n_steps].copy())
     over = info.terminated or info.truncated
     if over:
         result.video = info.video
-        result.digest = episode.actions.hexdigest()[:16]
+        result.actions = np.concatenate(episode.actions)
+        result.digest = hashlib.blake2b(result.actions.tobytes()).hexdigest()[:16]
     return over
 
 

@@ -109,10 +109,12 @@ class DiffusionHead(Head):
         steps = inference_timesteps(self.n_train_steps, self.n_inference_steps, self.spacing)
         return [k / self.n_train_steps for k in steps]
 
-    def clean(self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor) -> Float[Tensor, "b h da"]:
+    def clean(
+        self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor, *, clip: bool = True
+    ) -> Float[Tensor, "b h da"]:
         """As the sampler estimates it."""
         out = self.network(z, self.network_times([self._k(t) / self.n_train_steps], z)[0], prepared)
-        return self._clean_and_noise(z, out, *self.path(t))[0]
+        return self._clean_and_noise(z, out, *self.path(t), clip=clip)[0]
 
     def _k(self, t: float) -> int:
         return min(round(t * self.n_train_steps), self.n_train_steps - 1)
@@ -232,7 +234,9 @@ class DiffusionHead(Head):
         clean, eps = self._clean_and_noise(z, out, signal, sigma)
         return of_clean * clean + of_other * (eps if self.sampler == "ddim" else z)
 
-    def _clean_and_noise(self, z: Tensor, out: Tensor, signal: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+    def _clean_and_noise(
+        self, z: Tensor, out: Tensor, signal: Any, sigma: Any, clip: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """By the network's output; clips the clean chunk if asked, never the noise, as diffusers does."""
         if self.prediction == "sample":
             clean, eps = out, (z - signal * out) / sigma
@@ -240,4 +244,4 @@ class DiffusionHead(Head):
             clean, eps = signal * z - sigma * out, sigma * z + signal * out
         else:
             clean, eps = (z - sigma * out) / signal, out
-        return (clean.clamp(-1, 1) if self.clip_sample else clean), eps
+        return (clean.clamp(-1, 1) if self.clip_sample and clip else clean), eps

@@ -76,7 +76,13 @@ class EDMHead(Head):
         """Karras' sigmas; Heun's first evaluations."""
         return [self.time(sigma) for sigma in self.sigmas(self.n_steps)]
 
-    def clean(self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor) -> Float[Tensor, "b h da"]:
+    def start(self, noise: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """noise * sigma_max."""
+        return noise * self.sigmas(self.n_steps)[0]
+
+    def clean(
+        self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor, *, clip: bool = True
+    ) -> Float[Tensor, "b h da"]:
         """D."""
         return self.denoise(z, self.path(t)[1], self.network_times([t], z)[0], prepared)
 
@@ -111,7 +117,7 @@ class EDMHead(Head):
         heun = self.sampler == "heun"
         sigmas = self.sigmas(self.n_steps)
         times = self.network_times([self.time(s) for s in sigmas], noise)
-        x = noise * sigmas[0]
+        x = self.start(noise)
         for i, (sigma, after) in enumerate(zip(sigmas, [*sigmas[1:], 0.0], strict=True)):
             clean = self.denoise(x, sigma, times[i], prepared)
             slope = (x - clean) / sigma

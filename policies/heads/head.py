@@ -50,6 +50,7 @@ class Head(nn.Module, ABC):
     network: Network  # type: ignore[assignment]
     n_times = 1  # that the network takes for a row
     guided_target = False  # guidance is learned: sampling follows the condition alone
+    clip_sample = False  # the sampler clips its estimates of A to [-1, 1]
 
     def __init__(
         self,
@@ -110,8 +111,14 @@ class Head(nn.Module, ABC):
         """Where the sampler's K steps begin, from noise to data."""
         return [1.0 - i / self.n_inference_steps for i in range(self.n_inference_steps)]
 
-    def clean(self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor) -> Float[Tensor, "b h da"]:
-        """The head's estimate of A from z_t; on straight paths z - t v."""
+    def start(self, noise: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """What the sampler makes of standard normal noise to begin with."""
+        return noise
+
+    def clean(
+        self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor, *, clip: bool = True
+    ) -> Float[Tensor, "b h da"]:
+        """The head's estimate of A from z_t, clipped if the sampler clips and ``clip``; on straight paths z - t v."""
         return z - t * self.network(z, self.network_times([self.instant(t)], z)[0], prepared)
 
     def instant(self, t: float) -> float | tuple[float, ...]:
