@@ -7,11 +7,12 @@ pi-GDM (Song et al. 2023). The paper writes it for straight paths. For z = alpha
     p(A | z) = N(A_hat, r^2),  r^2 = sigma^2 / (alpha^2 + sigma^2)      (flow: t^2 / (t^2 + (1 - t)^2), the paper's;
                                                                          diffusion: 1 - abar; EDM: s^2 / (1 + s^2))
     grad_z log p(Y | z) = J^T W (Y - A_hat) / r^2,  J = dA_hat / dz
-    A_hat' = A_hat + sigma^2 / alpha * grad = A_hat + sigma w J^T W (Y - A_hat),  w = (alpha^2 + sigma^2) / (alpha sigma)
+    A_hat' = A_hat + sigma^2 / alpha * grad = A_hat + sigma w J^T W (Y - A_hat)
+    w = (alpha^2 + sigma^2) / (alpha sigma)
 
 by Tweedie's A_hat = (z + sigma^2 score) / alpha. On straight paths w is the paper's guidance weight (its eq. 2, with
-t -> 1 - t), which it clips at beta. Scaling z, and with it alpha and sigma, changes neither w nor sigma J, so beta means
-the same on every path, and a diffusion head is guided as the flow head of the same denoiser would be.
+t -> 1 - t), which it clips at beta. Scaling z, and with it alpha and sigma, changes neither w nor sigma J, so beta
+means the same on every path, and a diffusion head is guided as the flow head of the same denoiser would be.
 """
 
 from __future__ import annotations

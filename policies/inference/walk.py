@@ -47,7 +47,7 @@ def step(
     return alpha_after * bounded(head, clean) + sigma_after * (z - alpha * clean) / sigma
 
 
-def bounded(head: Head, clean: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def bounded(head: Head, clean: Tensor) -> Tensor:
     """Clipped, if the head's sampler clips."""
     return clean.clamp(-1, 1) if head.clip_sample else clean
 

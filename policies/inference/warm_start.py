@@ -1,10 +1,10 @@
 """Warm starts: RTI-DP (Duan et al. 2025) and its kin, which denoise the previous chunk instead of pure noise.
 
 RTI takes the previous chunk, shifted by what was executed, for a sample that is nearly denoised already, and runs only
-the last few steps of the sampler on it, without adding noise. ``renoise`` adds the noise of the first step (SDEdit), and
-``streaming`` adds more of it to later actions than to earlier ones, as Streaming Diffusion Policy has it. That needs a
-network trained with a noise level for each action; with an ordinary one all actions walk the same steps, but an
-earlier one is held on the path of its guess, with that step's noise, until few steps are left.
+the last few steps of the sampler on it, without adding noise. ``renoise`` adds the noise of the first step (SDEdit),
+and ``streaming`` adds more of it to later actions than to earlier ones, as Streaming Diffusion Policy has it. That
+needs a network trained with a noise level for each action; with an ordinary one all actions walk the same steps, but
+an earlier one is held on the path of its guess, with that step's noise, until few steps are left.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def denoise(
 
 
 def _joins(policy: ChunkPolicy, n: int, device: torch.device) -> Float[Tensor, "h 1"]:
-    """The step that each action takes part in first: the past and the present in the last, the last one in the first."""
+    """The step that each action takes part in first: past and present ones in the last, the farthest in the first."""
     ahead = torch.arange(policy.horizon, device=device) - (policy.n_obs_steps - 1)
     part = ahead.clamp(min=0) / max(policy.horizon - policy.n_obs_steps, 1)
     return ((1 - part) * (n - 1)).round()[:, None]

@@ -203,7 +203,7 @@ def test_warm_start_walks_the_last_steps(state_store, obs, kind):
 
 
 def test_streaming_denoises_later_actions_further(state_store, obs):
-    """One-point data: an action that took part in k steps comes out there; one that was held is as near as its guess."""
+    """The farther ahead an action is, the more it has moved from its guess towards the data."""
     policy = gaussian_policy(state_store, "flow", MEAN, 0.3, n_inference_steps=4)
     chunk, noise = MEAN + torch.ones(3, 8, 3), torch.zeros(3, 8, 3)
     z = rti(policy, obs, chunk, execution_horizon=0, times=[0.6, 0.45, 0.3, 0.15], streaming=True, noise=noise)
@@ -409,7 +409,7 @@ def test_superposition_of_gaussians(state_store, kinds):
     both = compose(first, second, obs, noise=noise, mode="and")
     assert both.mean((1, 2)).abs().max() < 2e-3  # equally far from both means
     across = both - both.mean((1, 2), keepdim=True)
-    assert float(across.std()) == pytest.approx(std, rel=0.15)
+    assert float(across.std()) == pytest.approx(std, rel=0.2)
 
 
 def test_ancestral_steps_are_ddpm():

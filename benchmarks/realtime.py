@@ -1,0 +1,146 @@
+"""Late chunks: success and jerk against the delay of inference, and success of warm starts against their cost.
+
+    python benchmarks/realtime.py --checkpoint RUN [--episodes 100] [--delays 0 1 2 3 4] [--steps 1 2 3 5] [-- overrides]
+
+Every cell is one run of eval.py on the same seeds, and on n_action_steps of ``--action-steps``; what is there already is
+not run again. After every cell it prints the table and writes it, with a plot, to OUT (RUN/realtime).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from chain import ROOT, interval, percent, read, side_by_side
+
+LATE = ("async", "ensemble", "rtc")
+COLOURS = {"sync": "#444444", "async": "#d1495b", "ensemble": "#edae49", "rtc": "#00798c", "rti": "#30638e"}
+HEADER = """| execution | delay | NFE | success, % | 95 % interval | jerk | jump where chunks change | elsewhere | ms per chunk |
+|---|---|---|---|---|---|---|---|---|"""
+
+Cell = tuple[str, int, int]  # execution, delay, network evaluations (0: those of the checkpoint)
+
+
+def cells(delays: Sequence[int], steps: Sequence[int]) -> list[Cell]:
+    """The world that waits first, which the others are compared with."""
+    late = [(name, delay, 0) for delay in delays for name in LATE if delay or name != "async"]
+    return [("sync", 0, 0), *late, *(("rti", 0, n) for n in steps)]
+
+
+def folder(root: Path, cell: Cell) -> Path:
+    name, delay, n = cell
+    return root / (f"{name}-{n}steps" if name == "rti" else f"{name}-delay{delay}")
+
+
+def evaluate(root: Path, cell: Cell, argv: Sequence[str], rti: Sequence[str]) -> None:
+    """One cell. Raises RuntimeError, with eval.py's last line, when it fails."""
+    name, delay, n = cell
+    out = folder(root, cell)
+    if (out / "eval.json").exists():
+        return
+    own = [f"execution.n_steps={n}", *rti] if name == "rti" else []
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "eval.py"), *argv, f"execution.name={name}", f"execution.delay={delay}", *own,
+         f"out={out}"],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{out}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def row(root: Path, cell: Cell) -> str:
+    name, delay, _ = cell
+    result = read(folder(root, cell))
+    if result is None:
+        return f"| {name} | {delay} |" + " - |" * 7
+    how = result["execution"]
+    values = [percent(result["success_rate"]), interval(result["success_ci95"])]
+    smooth = [f"{how[key]:.4f}" for key in ("jerk", "jump_at_switch", "jump_elsewhere")]
+    latency = f"{result['chunk_latency_ms_p50']:.1f}"
+    return "| " + " | ".join([name, str(delay), f"{how['nfe']:.2f}", *values, *smooth, latency]) + " |"
+
+
+def plot(root: Path, delays: Sequence[int], steps: Sequence[int]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    success, jerk, warm = figure.subplots(1, 3)
+    sync = read(root / "sync-delay0")
+    for name in LATE:
+        at = [("sync" if name == "async" and not d else name, d, 0) for d in delays]
+        found = [(d, r) for (_, d, _), r in zip(at, (read(folder(root, c)) for c in at), strict=True) if r]
+        errorbars(success, found, COLOURS[name], name)
+        jerk.plot([d for d, _ in found], [r["execution"]["jerk"] for _, r in found], "o-", color=COLOURS[name])
+    found = [(r["execution"]["nfe"], r) for r in (read(folder(root, ("rti", 0, n))) for n in steps) if r]
+    errorbars(warm, found, COLOURS["rti"], "warm start")
+    if sync:
+        for axes, value in ((success, sync["success_rate"]), (jerk, sync["execution"]["jerk"])):
+            axes.axhline(value, color=COLOURS["sync"], ls=":", label="the world waits")
+        errorbars(warm, [(sync["execution"]["nfe"], sync)], COLOURS["sync"], "full denoising")
+    success.set(xlabel="delay, control steps", ylabel="success (95 % interval)", ylim=(-0.02, 1.02))
+    jerk.set(xlabel="delay, control steps", ylabel="jerk, (action / step$^3$)$^2$", yscale="log")
+    warm.set(xlabel="network evaluations per chunk", ylabel="success (95 % interval)", ylim=(-0.02, 1.02))
+    for axes in (success, jerk, warm):
+        axes.grid(alpha=0.3)
+    success.legend(loc="lower left")
+    warm.legend(loc="lower right")
+    figure.savefig(root / "realtime.png", dpi=110)
+
+
+def errorbars(axes: Any, found: Sequence[tuple[float, dict[str, Any]]], colour: str, label: str) -> None:
+    rates = [r["success_rate"] for _, r in found]
+    bounds = [r["success_ci95"] for _, r in found]
+    errors = [
+        [p - low for p, (low, _) in zip(rates, bounds, strict=True)],
+        [high - p for p, (_, high) in zip(rates, bounds, strict=True)],
+    ]
+    axes.errorbar([x for x, _ in found], rates, yerr=errors, fmt="o-", ms=4, capsize=2, color=colour, label=label)
+
+
+def check_same(root: Path, argv: Sequence[str]) -> None:
+    """A folder holds the results of one question."""
+    file = root / "asked.json"
+    if file.exists() and json.loads(file.read_text()) != list(argv):
+        raise SystemExit(f"{root} holds results of {json.loads(file.read_text())}; choose another --out.")
+    file.write_text(json.dumps(list(argv)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--delays", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 3, 5], help="network evaluations of warm starts")
+    parser.add_argument("--action-steps", type=int, default=4, help="n_action_steps; at least the largest delay")
+    parser.add_argument("--rti", nargs="*", default=[], help="options of warm starts, e.g. execution.start=0.2")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("overrides", nargs="*", help="after --: options of eval.py")
+    args = parser.parse_args()
+    root = (args.out or args.checkpoint / "realtime").resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    argv = [f"checkpoint={args.checkpoint.resolve()}", f"n_episodes={args.episodes}", "n_envs=1"]
+    argv += [f"n_action_steps={args.action_steps}", *args.overrides]
+    check_same(root, [*argv, *args.rti])
+    table = cells(args.delays, args.steps)
+
+    def report() -> None:
+        lines = "\n".join([HEADER, *(row(root, c) for c in table)])
+        (root / "table.md").write_text(lines + "\n")
+        plot(root, args.delays, args.steps)
+        print("\n" + lines, flush=True)
+
+    side_by_side([partial(evaluate, root, c, argv, args.rti) for c in table], args.jobs, report)
+
+
+if __name__ == "__main__":
+    main()
