@@ -1,9 +1,9 @@
 """Late chunks: success and jerk against the delay of inference, and success of warm starts against their cost.
 
-    python benchmarks/realtime.py --checkpoint RUN [--episodes 100] [--delays 0 1 2 3 4] [--steps 1 2 3 5] [-- overrides]
+    python benchmarks/realtime.py --checkpoint RUN [--episodes 100] [--delays 0 1 2 3 4] [--steps 1 2 3 5]
 
-Every cell is one run of eval.py on the same seeds, and on n_action_steps of ``--action-steps``; what is there already is
-not run again. After every cell it prints the table and writes it, with a plot, to OUT (RUN/realtime).
+Every cell is one run of eval.py on the same seeds; what is there already is not run again. After every cell it prints
+the table and writes it, with a plot, to OUT (RUN/realtime). Options of eval.py may follow after "--".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chain import ROOT, interval, percent, read, side_by_side
 
 LATE = ("async", "ensemble", "rtc")
 COLOURS = {"sync": "#444444", "async": "#d1495b", "ensemble": "#edae49", "rtc": "#00798c", "rti": "#30638e"}
-HEADER = """| execution | delay | NFE | success, % | 95 % interval | jerk | jump where chunks change | elsewhere | ms per chunk |
+HEADER = """| execution | delay | NFE | success, % | 95 % interval | jerk | jump, new chunk | elsewhere | ms per chunk |
 |---|---|---|---|---|---|---|---|---|"""
 
 Cell = tuple[str, int, int]  # execution, delay, network evaluations (0: those of the checkpoint)
