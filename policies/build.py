@@ -21,7 +21,9 @@ from policies.heads.flowpolicy import FlowPolicyHead
 from policies.heads.head import Head
 from policies.heads.meanflow import MeanFlowHead
 from policies.heads.shortcut import ShortcutHead
+from policies.networks.dit import DiT
 from policies.networks.mlp import ResidualMLP
+from policies.networks.transformer import Transformer
 from policies.networks.unet1d import UNet1d
 
 T = TypeVar("T")
@@ -34,7 +36,12 @@ HEADS: dict[str, type[Head]] = {
     "meanflow": MeanFlowHead,
     "shortcut": ShortcutHead,
 }
-NETWORKS: dict[str, type[nn.Module]] = {"unet1d": UNet1d, "mlp": ResidualMLP}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "unet1d": UNet1d,
+    "mlp": ResidualMLP,
+    "transformer": Transformer,
+    "dit": DiT,
+}
 
 # How each kind of observation is normalised. Colours are scaled by their encoder, depth is already in metres.
 NORMALISER_MODES = {"state": "minmax", "pointcloud": "minmax", "rgb": "identity", "depth": "identity"}
