@@ -40,7 +40,7 @@ def _explain(name: str, overrides: list[str], error: Exception) -> str:
     """Finds the override that does not fit and says what would."""
     choices = groups()
     base = _compose(name, [o for o in overrides if o.split("=")[0] in choices and _known_choice(o)])
-    known = list(_leaves(OmegaConf.to_container(base, resolve=False)))
+    known = [k for k in _leaves(OmegaConf.to_container(base, resolve=False)) if ".sizes." not in k]
     sections = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
     for override in overrides:
         if "=" not in override:
@@ -51,6 +51,9 @@ def _explain(name: str, overrides: list[str], error: Exception) -> str:
             return f"Unknown {key} '{value}'. {nearest(value, choices[key])}"
         if key not in known and key not in sections and key not in choices:
             return f"Unknown option '{key}'. {nearest(key, known + list(choices))}"
+        sizes = OmegaConf.select(base, f"{key}s") if key.endswith(".size") else None
+        if sizes is not None and value not in sizes:
+            return f"Unknown {key} '{value}'. {nearest(value, list(sizes))}"
     return " ".join(str(error).split())
 
 
@@ -78,6 +81,9 @@ def load_config(name: str, overrides: list[str]) -> dict[str, Any]:
 def _resolve(config: DictConfig) -> dict[str, Any]:
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
+    for section in resolved.values():
+        if isinstance(section, dict) and "sizes" in section:  # they only chose values for other options
+            del section["size"], section["sizes"]
     return {str(k): v for k, v in resolved.items()}
 
 

@@ -53,7 +53,9 @@ class UNet1d(nn.Module):
         action_dim: Da.
         horizon: H, a multiple of 2 ** (levels - 1).
         cond_shape: (L, C) of the observation tokens.
-        down_dims: channels of each level. Diffusion Policy: (512, 1024, 2048) on robots and DP3, (256, 512, 1024) else.
+        down_dims: channels of each level. Diffusion Policy: (512, 1024, 2048) on robots and DP3, (256, 512, 1024) else;
+            Simple DP3: (128, 256, 384).
+        n_blocks: residual blocks of each level on either side, and in the middle; 1 in Simple DP3.
         kernel_size, n_groups: of the convolutions and group norms.
         time_dim: width of the time embedding.
         film_scale: FiLM with scale and bias; False adds a bias only.
@@ -67,6 +69,7 @@ class UNet1d(nn.Module):
         cond_shape: tuple[int, int],
         *,
         down_dims: Sequence[int] = (64, 128, 256),
+        n_blocks: int = 2,
         kernel_size: int = 5,
         n_groups: int = 8,
         time_dim: int = 128,
@@ -86,12 +89,15 @@ class UNet1d(nn.Module):
         def res(c_in: int, c_out: int) -> _ResBlock:
             return _ResBlock(c_in, c_out, kernel_size, n_groups)
 
+        def level(c_in: int, c_out: int) -> list[nn.Module]:
+            return [res(c_in if i == 0 else c_out, c_out) for i in range(n_blocks)]
+
         self.down = nn.ModuleList(
-            nn.ModuleList([res(a, b), res(b, b), Downsample(b) if i < len(dims) - 1 else nn.Identity()])
+            nn.ModuleList([*level(a, b), Downsample(b) if i < len(dims) - 1 else nn.Identity()])
             for i, (a, b) in enumerate(pairs)
         )
-        self.mid = nn.ModuleList([res(dims[-1], dims[-1]), res(dims[-1], dims[-1])])
-        self.up = nn.ModuleList(nn.ModuleList([res(2 * b, a), res(a, a), Upsample(a)]) for a, b in reversed(pairs[1:]))
+        self.mid = nn.ModuleList(level(dims[-1], dims[-1]))
+        self.up = nn.ModuleList(nn.ModuleList([*level(2 * b, a), Upsample(a)]) for a, b in reversed(pairs[1:]))
         self.final = nn.Sequential(_ConvBlock(dims[0], dims[0], kernel_size, n_groups), nn.Linear(dims[0], action_dim))
         blocks = [m for m in self.modules() if isinstance(m, _ResBlock)]
         self._film_sizes = [b.c_out for b in blocks]
@@ -101,7 +107,7 @@ class UNet1d(nn.Module):
 
     def hidden_blocks(self) -> list[tuple[nn.Module, int]]:
         """Blocks whose outputs may be dispersed, and their batch axis: the levels going down, but for the last."""
-        return [(level[2], 1) for level in list(self.down)[:-1]]  # type: ignore[index]
+        return [(level[-1], 1) for level in list(self.down)[:-1]]  # type: ignore[index]
 
     def prepare(self, cond: Float[Tensor, "b l c"]) -> Float[Tensor, "b w"]:
         """The observation's part of every block's FiLM."""
@@ -123,13 +129,16 @@ class UNet1d(nn.Module):
             films = [(None, b) for b in film.split(self._film_sizes, 1)]
         take = iter(films)
         h, skips = x.transpose(0, 1).contiguous(), []  # time first, see timeconv
-        for res1, res2, down in self.down:  # type: ignore[misc]
-            h = res2(res1(h, *next(take)), *next(take))
+        for *level, down in self.down:  # type: ignore[misc]
+            for res in level:
+                h = res(h, *next(take))
             skips.append(h)
             h = down(h)
         for res in self.mid:
             h = res(h, *next(take))
-        for res1, res2, up in self.up:  # type: ignore[misc]
-            h = res2(res1(torch.cat([h, skips.pop()], -1), *next(take)), *next(take))
+        for *level, up in self.up:  # type: ignore[misc]
+            h = torch.cat([h, skips.pop()], -1)
+            for res in level:
+                h = res(h, *next(take))
             h = up(h)
         return self.final(h).transpose(0, 1)
