@@ -57,6 +57,7 @@ class Dropout(nn.Module):
         return self.p if self.training and torch.is_grad_enabled() else 0.0
 
     def forward(self, x: Tensor) -> Tensor:
+        """Entries fall away, the others grow for it."""
         rate = self.rate
         return F.dropout(x, rate) if rate else x
 
@@ -100,7 +101,8 @@ class FeedForward(nn.Module):
         self.lin1, self.lin2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
+        """Each token for itself."""
         return self.lin2(self.dropout(F.gelu(self.lin1(x))))
 
 
@@ -114,6 +116,7 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, prefix: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, T, W) -> (B, T, W); arguments as of SelfAttention."""
         return self.remembered(x, mask, prefix)[0]
 
     def remembered(

@@ -47,8 +47,8 @@ class DiT(nn.Module):
     """Self-attention over the chunk, a token an action.
 
     AdaLN's modulation is a linear map of SiLU([time, observation]), where Peebles & Xie have SiLU(time + class): it
-    falls into a part that is computed once per observation and one that is computed once per denoising step. Its weights
-    and the output's are 0 at the start, so that every block is the identity.
+    falls into a part that is computed once per observation and one that is computed once per denoising step. Its
+    weights and the output's are 0 at the start, so that every block is the identity.
 
     In context, tokens see what comes before them, the observation first: its keys and values in every layer, all that
     time and actions see of it, are computed once per observation. Dita's blocks are LLaMA's; these are the usual ones,

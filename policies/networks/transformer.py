@@ -1,4 +1,4 @@
-"""Diffusion Policy's transformer: encoder-decoder with cross-attention (Chi et al. 2023, section III and appendix A)."""
+"""Diffusion Policy's transformer, an encoder-decoder with cross-attention (Chi et al. 2023, sec. III, appendix A)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Transformer(nn.Module):
         n_heads: of all attention; 4 in the paper.
         n_cond_layers: of the observation's encoder; 0: an MLP, as in the paper's experiments.
         causal: an action sees the actions before it and, taking token i for observation step i, the observations up to
-            its own step (Chi et al. code). Not for tokens that are something else than steps.
+            its own step; so do the encoder's, which the paper leaves unmasked. Not for tokens that are not steps.
         dropout: of attention weights, and after every attention and inside and after every feed-forward, as
             nn.TransformerDecoderLayer has it. The paper: 0.3 (robomimic), 0.01 (PushT).
         time_scale, n_times: see TimeEmbedding.
@@ -65,6 +65,7 @@ class Transformer(nn.Module):
     position: Tensor
     self_mask: Tensor | None
     memory_mask: Tensor | None
+    cond_mask: Tensor | None
 
     def __init__(
         self,
@@ -90,17 +91,19 @@ class Transformer(nn.Module):
         self.time = TimeEmbedding(width, time_scale, n_times)
         self.cond_input = nn.Linear(token_dim, width)
         self.position_cond = nn.Parameter(torch.empty(n_tokens, width))
-        self.encoder: nn.Module = nn.Sequential(
-            *[Block(width, n_heads, dropout) for _ in range(n_cond_layers)]
-            or [nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width)]
-        )
+        self.encoder = nn.ModuleList([Block(width, n_heads, dropout) for _ in range(n_cond_layers)])
+        mlp = [nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width)]
+        self.mlp = nn.Sequential(*mlp) if n_cond_layers == 0 else nn.Identity()
         self.memory = nn.Linear(width, n_layers * 2 * width)  # keys and values of every decoder layer
         self.decoder = nn.ModuleList([_DecoderBlock(width, n_heads, dropout) for _ in range(n_layers)])
         self.norm, self.output = nn.LayerNorm(width), nn.Linear(width, action_dim)
-        self_mask = causal_mask(horizon, horizon) if causal else None
-        memory_mask = causal_mask(horizon, 1 + n_tokens, offset=1) if causal else None  # the time comes first
-        self.register_buffer("self_mask", self_mask, persistent=False)
-        self.register_buffer("memory_mask", memory_mask, persistent=False)
+        masks = {
+            "self_mask": causal_mask(horizon, horizon),
+            "memory_mask": causal_mask(horizon, 1 + n_tokens, offset=1),  # the time comes first
+            "cond_mask": causal_mask(n_tokens, n_tokens),
+        }
+        for name, mask in masks.items():
+            self.register_buffer(name, mask if causal else None, persistent=False)
         init_weights(self)
 
     def hidden_blocks(self) -> list[tuple[nn.Module, int]]:
@@ -109,10 +112,13 @@ class Transformer(nn.Module):
 
     def prepare(self, cond: Float[Tensor, "b l c"]) -> Float[Tensor, "b l m"]:
         """The observation tokens' keys and values in every decoder layer."""
-        return self.memory(self.encoder(self.cond_input(cond) + self.position_cond))
+        h = self.cond_input(cond) + self.position_cond
+        for block in self.encoder:
+            h = block(h, self.cond_mask)
+        return self.memory(self.mlp(h))
 
     def embed_times(self, t: Float[Tensor, " k"] | Float[Tensor, "k n"]) -> Float[Tensor, "k m"]:
-        """The time token's keys and values in every decoder layer; a sampler computes them for all its steps at once."""
+        """The time token's; a sampler computes them for all its steps at once."""
         return self.memory(self.time(t))
 
     def forward(

@@ -82,6 +82,8 @@ class UNet1d(nn.Module):
         factor = 2 ** (len(dims) - 1)
         if horizon % factor:
             raise ValueError(f"horizon={horizon} must be a multiple of {factor} for {len(dims)} U-Net levels")
+        if n_blocks < 1:
+            raise ValueError(f"n_blocks={n_blocks} must be at least 1")
         self.film_scale = film_scale
         self.time = TimeEmbedding(time_dim, time_scale, n_times)
         pairs = list(zip([action_dim, *dims[:-1]], dims, strict=True))

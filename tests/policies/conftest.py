@@ -31,6 +31,9 @@ POLICIES = {
 NETWORKS = {
     "unet1d": {"name": "unet1d", "down_dims": [32, 64], "time_dim": 16},
     "mlp": {"name": "mlp", "hidden_dim": 64, "n_blocks": 2, "time_dim": 16},
+    "transformer": {"name": "transformer", "width": 32, "n_layers": 2, "n_heads": 2, "causal": True, "dropout": 0.01},
+    "dit": {"name": "dit", "width": 32, "n_layers": 2, "n_heads": 2},
+    "dit-in_context": {"name": "dit", "conditioning": "in_context", "width": 32, "n_layers": 2, "n_heads": 2},
 }
 ENCODER = {
     "state": {"hidden": [32]},
@@ -96,11 +99,17 @@ def state_store(tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    """Every observation with two heads, the others with states alone: heads see nothing but tokens."""
+    """Every observation with two heads, the others with states alone: heads see nothing but tokens.
+
+    The slower networks with states and three heads, and learning with one.
+    """
 
     def wanted(item):
         params = item.callspec.params if hasattr(item, "callspec") else {}
         obs, head = params.get("store", ("state",)), params.get("policy_name", "flow")
+        if params.get("network", "mlp") not in ("mlp", "unet1d"):
+            slow = item.originalname == "test_overfits_one_batch"
+            return obs == ("state",) and (head == "flow" or (head in ("diffusion-epsilon", "meanflow") and not slow))
         return obs == ("state",) or head in ("flow", "diffusion-ddpm")
 
     items[:] = [item for item in items if wanted(item)]

@@ -9,10 +9,23 @@ from policies.heads.flowpolicy import FlowPolicyHead
 from policies.heads.head import dispersion, hidden_features
 from policies.heads.meanflow import MeanFlowHead
 from policies.heads.shortcut import ShortcutHead
+from policies.networks.dit import DiT
 from policies.networks.mlp import ResidualMLP
+from policies.networks.transformer import Transformer
 from policies.networks.unet1d import UNet1d
 from policies.rng import BatchRng
 from tests.policies.test_heads import COND, Field, PointTarget
+
+SMALL = {"time_scale": 3.0, "n_times": 2}
+TOKENS = {"width": 16, "n_layers": 2, "n_heads": 2, **SMALL}
+# (network for chunks (8, 3) and one token of 5, its hidden blocks, their features)
+NETWORKS = {
+    "mlp": (lambda: ResidualMLP(3, 8, (1, 5), hidden_dim=32, n_blocks=3, time_dim=16, **SMALL), 2, 32),
+    "unet1d": (lambda: UNet1d(3, 8, (1, 5), down_dims=[16, 32], time_dim=16, **SMALL), 1, 4 * 16),
+    "transformer": (lambda: Transformer(3, 8, (1, 5), causal=True, **TOKENS), 1, 8 * 16),
+    "dit": (lambda: DiT(3, 8, (1, 5), **TOKENS), 1, 8 * 16),
+    "dit-in_context": (lambda: DiT(3, 8, (1, 5), conditioning="in_context", **TOKENS), 1, 9 * 16),
+}
 
 
 class AnyTimes(PointTarget):
@@ -34,14 +47,14 @@ def test_meanflow_at_one_point(derivative):
         torch.testing.assert_close(head.sample(COND, torch.randn(2, 8, 3)), point.expand(2, 8, 3), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("network", ["mlp", "unet1d"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_jvp_is_the_derivative_along_the_path(network):
     """Against central differences in double precision, over chunks large enough for the fast kernels."""
     torch.manual_seed(0)
-    if network == "mlp":
-        net = ResidualMLP(3, 8, (1, 5), hidden_dim=32, n_blocks=2, time_dim=16, time_scale=3.0, n_times=2).double()
-    else:
-        net = UNet1d(3, 8, (1, 5), down_dims=[16, 32], time_dim=16, time_scale=3.0, n_times=2).double()
+    net = NETWORKS[network][0]().double()
+    with torch.no_grad():  # some networks start as zero
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     head = MeanFlowHead(net)
     rng = torch.Generator().manual_seed(1)
     z, v = (torch.randn(20, 8, 3, dtype=torch.float64, generator=rng) for _ in range(2))
@@ -54,6 +67,7 @@ def test_jvp_is_the_derivative_along_the_path(network):
         ahead = net(z + e * v, torch.stack([t + e, gap + e], 1), prepared)
         behind = net(z - e * v, torch.stack([t - e, gap - e], 1), prepared)
     torch.testing.assert_close(exact, (ahead - behind) / (2 * e), atol=1e-6, rtol=1e-6)
+    assert exact.abs().mean() > 0.05
     head.derivative = "difference"
     with torch.no_grad():
         torch.testing.assert_close(head.total_derivative(z, v, t, gap, prepared), exact, atol=1e-2, rtol=1e-2)
@@ -161,21 +175,19 @@ def test_dispersion_by_brute_force():
     assert torch.pdist(together).mean() > torch.pdist(features).mean()  # descending drives rows apart
 
 
-@pytest.mark.parametrize("network", ["mlp", "unet1d"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_dispersive_loss_is_added_once_for_each_hidden_block(network):
     """MeanFlow runs its network several times in a loss; only what gradients are recorded of counts."""
     torch.manual_seed(0)
-    if network == "mlp":
-        net, blocks = ResidualMLP(3, 8, (1, 5), hidden_dim=16, n_blocks=3, time_dim=8, n_times=2), 2
-    else:
-        net, blocks = UNet1d(3, 8, (1, 5), down_dims=[16, 32], time_dim=8, n_times=2), 1
+    make, blocks, width = NETWORKS[network]
+    net = make()
     head = MeanFlowHead(net)
     batch = (torch.randn(7, 8, 3), torch.randn(7, 1, 5), torch.zeros(7, 8, dtype=torch.bool))
     plain = head.loss(*batch, BatchRng(0))
     with hidden_features(net, active=True) as found:
         head.loss(*batch, BatchRng(0))
     assert [f.shape[0] for f in found] == [7] * blocks
-    assert found[0].shape[1] == (16 if network == "mlp" else 4 * 16)
+    assert found[0].shape[1] == width
     head.dispersive = 0.5
     torch.testing.assert_close(head.loss(*batch, BatchRng(0)), plain + 0.5 * sum(dispersion(f) for f in found))
     assert not net._forward_hooks
