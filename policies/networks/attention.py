@@ -39,7 +39,7 @@ class Dropout(nn.Module):
 
     What a network says for a target (MeanFlow's derivative, the steps that a shortcut is made of) is then the same
     function at every point that it is asked at, and a derivative of it exists. Masks come from torch's global
-    generator, which a run saves and resumes.
+    generator, which a run saves and resumes; each of several processes draws its own, other than one process would.
 
     Args:
         p: rate.

@@ -16,6 +16,7 @@ from algos.ema import EMA
 from data.chunks import ChunkBatch
 from data.normaliser import Normaliser
 from data.spec import FieldSpec, TaskSpec
+from launch.run import global_rng_state, set_global_rng_state
 from policies.build import build_policy
 
 CONFIG = {
@@ -25,7 +26,7 @@ CONFIG = {
 SPEC = TaskSpec("t", {"state": FieldSpec((3,), "float32", "state")}, FieldSpec((2,), "float32", "action"))
 
 
-def make_bc(**options) -> BC:
+def make_bc(network=None, **options) -> BC:
     torch.manual_seed(0)
     range01 = {"min": 0.0, "max": 1.0, "mean": 0.5, "std": 0.3}
     statistics = {
@@ -33,7 +34,7 @@ def make_bc(**options) -> BC:
         for key, dim in (("action", 2), ("state", 3))
     }
     normaliser = Normaliser({"action": "minmax", "state": "minmax"}, statistics)
-    policy = build_policy(CONFIG, SPEC, normaliser)
+    policy = build_policy({**CONFIG, "network": network or CONFIG["network"]}, SPEC, normaliser)
     return BC(policy, Accelerator(cpu=True), **{"train_steps": 20, "lr": 1e-2, "lr_warmup_steps": 4, **options})
 
 
@@ -110,16 +111,21 @@ def test_a_loss_that_is_not_finite_changes_nothing(bad):
     assert all(torch.isfinite(v).all() for v in weights_of(bc).values())
 
 
-def test_state_round_trip_continues_bit_exactly(tmp_path):
-    bc = make_bc()
+@pytest.mark.parametrize("network", [None, {"name": "transformer", "width": 8, "n_layers": 1, "dropout": 0.3}])
+def test_state_round_trip_continues_bit_exactly(tmp_path, network):
+    """With dropout too: its masks come from torch's generator, which a run saves beside this state."""
+    bc = make_bc(network)
     for i in range(5):
         bc.update(batch(i))
-    torch.save(bc.state_dict(), tmp_path / "state.pt")
-    other = make_bc(seed=99)
+    torch.save({"bc": bc.state_dict(), "rng": global_rng_state()}, tmp_path / "state.pt")
+    expected = [bc.update(batch(i)) for i in range(5, 9)]
+    other = make_bc(network, seed=99)
     other.update(batch(77))
-    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    for i in range(5, 9):
-        a, b = bc.update(batch(i)), other.update(batch(i))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(state["bc"])
+    set_global_rng_state(state["rng"])
+    for i, a in enumerate(expected, start=5):
+        b = other.update(batch(i))
         assert {k: float(v) for k, v in a.items()} == {k: float(v) for k, v in b.items()}
     a, b = weights_of(bc), weights_of(other)
     assert all(torch.equal(a[k], b[k]) for k in a)

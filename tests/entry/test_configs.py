@@ -117,6 +117,13 @@ def test_bf16_trains_and_resumes_as_resolved(server, toy, tmp_path):
     server.train(f"resume={run}")
 
 
+@pytest.mark.parametrize("options", ["transformer policy=meanflow network.dropout=0.1", "dit policy=diffusion"])
+def test_transformers_train(server, toy, tmp_path, options):
+    argv = [a for a in toy if not a.startswith("network")] + f"network={options}".split()
+    argv += ["network.size=tiny", "algo.train_steps=2", "eval.n_episodes=1"]
+    assert server.train(*argv, f"run_dir={tmp_path / 'run'}").summary["step"] == 2
+
+
 def test_bar_prints_lines_where_there_is_no_terminal(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(terminal, "console", Console(file=out, force_terminal=False, markup=False))
