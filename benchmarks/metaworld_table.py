@@ -1,0 +1,143 @@
+"""Imitation methods side by side: point clouds, 10 demonstrations, the same seeds and the same budget of updates.
+
+    python benchmarks/metaworld_table.py [--size small] [--methods mp1 deft] [--tasks hammer-v3 ...] [--seeds 0 1 2]
+
+Resumes where it was stopped; --report prints what is there and runs nothing; writes table.md, and success against
+latency as a plot, beside the runs; ms is the median time of one chunk on one thread. Success is that of the final
+checkpoint over 100 episodes with its Wilson interval.
+"top 5" is the mean of the five best of ten evaluations (20 episodes each) during training, the figure that DP3 and its
+successors publish: it is the more favourable, and is printed for comparison only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+import yaml
+from chain import ROOT, ensure_run, interval, percent, read, side_by_side
+
+TASKS = ["lever-pull-v3", "peg-unplug-side-v3", "hammer-v3", "push-wall-v3", "assembly-v3", "disassemble-v3"]
+LEVELS = {
+    "lever-pull-v3": "easy", "peg-unplug-side-v3": "easy", "hammer-v3": "medium", "push-wall-v3": "medium",
+    "assembly-v3": "hard", "disassemble-v3": "very hard",
+}  # fmt: skip
+METHODS = ["dp", "dp3", "simple_dp3", "flowpolicy", "mp1", "omp", "deft"]
+DISTILLED = {"consistency": "dp3"}  # these start from another one's policy
+N_EVALUATIONS = 10
+HEADER = (
+    "| task | level | method | seed | success, % | 95 % interval | top 5 | ms a chunk | minutes |\n" + "|---" * 9 + "|"
+)
+
+
+def job(root: Path, size: str, task: str, seed: int, method: str, overrides: list[str]) -> None:
+    """One run, and the one it starts from."""
+    options = [f"experiment={method}_metaworld", f"size={size}", f"seed={seed}", *overrides]
+    if method in DISTILLED:
+        job(root, size, task, seed, DISTILLED[method], overrides)
+        options.append(f"base={root / f'{task}-{DISTILLED[method]}-s{seed}'}")
+    else:
+        options.append(f"task.name={task}")
+    evaluation = ["eval.n_episodes=100", "eval.every_n_episodes=20", "eval.n_videos=0", "eval.n_envs=1"]
+    updates = 3000 if size == "small" else 48000
+    ensure_run(root / f"{task}-{method}-s{seed}", [*options, *evaluation, f"eval.every={updates // N_EVALUATIONS}"])
+
+
+def top5(folder: Path) -> float | None:
+    """Mean of the five best evaluations during training."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rates = sorted(r["success_rate"] for r in records if "success_rate" in r and r["n_episodes"] == 20)
+    return mean(rates[-5:]) if len(rates) >= 5 else None
+
+
+def training_minutes(folder: Path) -> float:
+    """Without the evaluations."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [r for r in records if "samples_per_s" in r][-1]
+    batch_size = yaml.safe_load((folder / "config.yaml").read_text())["algo"]["batch_size"]
+    return last["step"] * batch_size / last["samples_per_s"] / 60
+
+
+def row(root: Path, task: str, seed: int, method: str) -> str:
+    folder = root / f"{task}-{method}-s{seed}"
+    result = read(folder)
+    cells = [task, LEVELS.get(task, "?"), method, str(seed)]
+    if result is None:
+        return "| " + " | ".join([*cells, *["-"] * 5]) + " |"
+    cells += [percent(result["success_rate"]), interval(result["success_ci95"]), percent(top5(folder))]
+    return (
+        "| "
+        + " | ".join([*cells, f"{result['chunk_latency_ms_p50']:.1f}", f"{result['train_seconds'] / 60:.1f}"])
+        + " |"
+    )
+
+
+def averages(root: Path, tasks: list[str], seeds: list[int], methods: list[str]) -> dict[str, dict[str, float]]:
+    """Of every method that has ended on all tasks and seeds."""
+    out: dict[str, dict[str, float]] = {}
+    for method in methods:
+        folders = [root / f"{t}-{method}-s{s}" for t in tasks for s in seeds]
+        results = [read(folder) for folder in folders]
+        found = [r for r in results if r is not None]
+        if len(found) == len(results):
+            best = [top5(folder) for folder in folders]
+            out[method] = {
+                "success": mean(r["success_rate"] for r in found),
+                "ms": mean(r["chunk_latency_ms_p50"] for r in found),
+                "top5": mean(b if b is not None else float("nan") for b in best),
+            }
+    return out
+
+
+def plot(root: Path, found: dict[str, dict[str, float]]) -> None:
+    """Average success against latency."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for method, numbers in found.items():
+        axes.scatter(numbers["ms"], numbers["success"], s=40)
+        axes.annotate(method, (numbers["ms"], numbers["success"]), xytext=(5, 3), textcoords="offset points")
+    axes.set(xscale="log", xlabel="ms a chunk, one thread", ylabel="success, mean over tasks", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    figure.savefig(root / "success_latency.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=[*METHODS, *DISTILLED])
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--size", default="small", choices=["small", "paper"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--root", type=Path, default=None, help="of the runs; runs/table-SIZE")
+    parser.add_argument("--report", action="store_true", help="print what is there and run nothing")
+    parser.add_argument("overrides", nargs="*", help="after --: options of train.py")
+    args = parser.parse_args()
+    root = (args.root or ROOT / "runs" / f"table-{args.size}").resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    cases = [(t, s, m) for s in args.seeds for t in args.tasks for m in args.methods]
+
+    def report() -> None:
+        found = averages(root, args.tasks, args.seeds, args.methods)
+        lines = [HEADER, *(row(root, *case) for case in cases), "", "| method | mean success, % | mean top 5 | ms |"]
+        lines += ["|---|---|---|---|"]
+        lines += [f"| {m} | {percent(n['success'])} | {percent(n['top5'])} | {n['ms']:.1f} |" for m, n in found.items()]
+        (root / "table.md").write_text("\n".join(lines) + "\n")
+        plot(root, found)
+        print("\n" + "\n".join(lines), flush=True)
+
+    if args.report:
+        report()
+        return
+    jobs = [partial(job, root, args.size, *case, args.overrides) for case in cases]
+    side_by_side(jobs, args.jobs, report)
+
+
+if __name__ == "__main__":
+    main()
