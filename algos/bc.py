@@ -56,9 +56,8 @@ class BC:
         policy = policy.to(self.accelerator.device)
         self.ema = EMA(policy, power=ema_power, max_decay=ema_max_decay)
         self.source = policy
-        optimiser = torch.optim.AdamW(
-            policy.parameters(), lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay, fused=True
-        )
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=lr, betas=(betas[0], betas[1]), weight_decay=weight_decay, fused=True)
         self.model, self.optimiser = self.accelerator.prepare(policy.train(), optimiser)
         # Stepped by hand: accelerate's wrapper would advance it once per process.
         self.schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -12,16 +12,19 @@ class EMA:
     """Diffusion Policy's warm-up: decay_n = min(max_decay, 1 - (1 + n)^-power) after n updates.
 
     Args:
-        model: followed; its copy ``self.model`` holds the averaged weights and is in eval mode.
+        model: followed; its copy ``self.model`` holds the averaged weights and is in eval mode. Weights that are not
+            trained are the same tensors in both.
         power: 0.75 reaches 0.999 after 10k updates, 0.9999 after 215k.
         max_decay: upper bound.
     """
 
     def __init__(self, model: nn.Module, *, power: float = 0.75, max_decay: float = 0.9999):
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        trained = [p.requires_grad for p in model.parameters()]
+        self.model = copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad}).eval()
         self.power, self.max_decay, self.n_updates = power, max_decay, 0
-        self._averaged: list[Tensor] = list(self.model.parameters())
-        self._source: list[Tensor] = list(model.parameters())
+        self._averaged: list[Tensor] = [p for p, t in zip(self.model.parameters(), trained, strict=True) if t]
+        self._source: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.model.requires_grad_(False)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from algos.augment import random_shift
 from algos.replay import Transition
 from data.errors import ConfigError
 from data.normaliser import Normaliser
 from policies.chunk_policy import ChunkPolicy
+from policies.encoders.augment import random_shift
 from policies.policy import Obs, Policy
 
 LIMIT = 5.0  # normalised units; far outside the demonstrations a state dimension says no more than that it is there
@@ -74,8 +73,8 @@ class LearnedFeatures(Features):
                 "algo.encoder=learned goes on training an encoder; the base has none beside its states. "
                 "Leave it at frozen."
             )
-        self.encoder = copy.deepcopy(policy.encoder).requires_grad_(True)
-        self.images = [k for k, f in policy.spec.obs.items() if f.kind in ("rgb", "depth")]
+        self.encoder = policy.encoder.trainable_copy()
+        self.images = [k for k, f in policy.spec.obs.items() if f.is_image]
         self.shift = shift
 
     def forward(self, obs: Obs, tokens: Tensor | None = None) -> Float[Tensor, "b f"]:
@@ -87,8 +86,15 @@ class LearnedFeatures(Features):
         return torch.cat([*_states(base.normaliser, self.states, obs), encoded.flatten(1)], 1)
 
     def augmented(self, obs: Obs, generator: torch.Generator | None) -> Float[Tensor, "b f"]:
-        """Of shifted images."""
-        moved = {k: random_shift(v, self.shift, generator) if k in self.images else v for k, v in obs.items()}
+        """Of shifted images; colour and depth that are encoded together are shifted together."""
+        moved, pairs = dict(obs), self.encoder.pairs
+        for key in self.images:
+            if key in pairs:
+                depth = obs[pairs[key]]
+                both = random_shift(torch.cat([obs[key].to(depth), depth[..., None]], -1), self.shift, generator)
+                moved[key], moved[pairs[key]] = both[..., :3], both[..., 3]
+            elif key not in pairs.values():
+                moved[key] = random_shift(obs[key], self.shift, generator)
         return self(moved)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["state", "rgb", "depth", "pointcloud", "action"]
+Kind = Literal["state", "rgb", "depth", "pointcloud", "force", "goal", "language", "action"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,10 @@ class FieldSpec:
     """One array per time step.
 
     Attributes:
-        shape: without time: (D,) state, (H, W, 3) rgb, (H, W) depth in metres, (P, 3 or 6) pointcloud in metres.
+        shape: without time: (D,) state, (H, W, 3) rgb, (H, W) depth in metres, (P, 3 or 6) pointcloud in metres,
+            (T, D) or (D,) force with the newest of T readings last (N, Nm), (D,) or (H, W, 3) goal, (D,) language (an
+            embedding), or (1,) of integers (its number, see ``encoder.language.path``). Goal and language are constant
+            over an episode.
         dtype: a numpy name: "float32", "uint8".
         kind: how an encoder should read it.
     """
@@ -21,6 +24,11 @@ class FieldSpec:
     shape: tuple[int, ...]
     dtype: str
     kind: Kind
+
+    @property
+    def is_image(self) -> bool:
+        """Camera images and goal images."""
+        return self.kind in ("rgb", "depth") or (self.kind == "goal" and len(self.shape) == 3)
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> FieldSpec:

@@ -43,8 +43,15 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "dit": DiT,
 }
 
-# How each kind of observation is normalised. Colours are scaled by their encoder, depth is already in metres.
-NORMALISER_MODES = {"state": "minmax", "pointcloud": "minmax", "rgb": "identity", "depth": "identity"}
+# How each kind of observation is normalised; images not at all: colours are scaled by their encoder, depth is already in
+# metres. Contacts are rare and hard: by their range most readings would lie at zero.
+NORMALISER_MODES = {
+    "state": "minmax",
+    "pointcloud": "minmax",
+    "force": "meanstd",
+    "goal": "minmax",
+    "language": "identity",
+}
 
 
 def lookup(registry: Mapping[str, T], name: str, where: str) -> T:
@@ -77,7 +84,8 @@ def construct(factory: Callable[..., T], args: Mapping[str, Any], where: str, **
 
 def normaliser_modes(spec: TaskSpec, action: str = "minmax") -> dict[str, str]:
     """Normaliser mode of every key of ``spec``."""
-    return {"action": action, **{key: NORMALISER_MODES[field.kind] for key, field in spec.obs.items()}}
+    fields = spec.obs.items()
+    return {"action": action, **{key: "identity" if f.is_image else NORMALISER_MODES[f.kind] for key, f in fields}}
 
 
 def _named(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

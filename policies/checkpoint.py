@@ -1,7 +1,8 @@
 """A checkpoint is a folder that needs nothing else: config.json and model.safetensors.
 
 config.json holds the schema version, the policy's resolved configuration, the task's contract (shapes, rates, simulator
-versions) and what trained it; model.safetensors the EMA weights and the normaliser.
+versions) and what trained it; model.safetensors the EMA weights and the normaliser. A tensor with several names is kept
+once; config.json's "shared" has the other names.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from policies.black_box import BlackBox
 from policies.build import build_policy, normaliser_modes
+from policies.chunk_policy import ChunkPolicy
 from policies.policy import Policy
 
 SCHEMA_VERSION = 1
@@ -84,27 +86,42 @@ def save_policy(
     Args:
         path: folder to write.
         policy: its present weights are saved.
-        config: what ``build_policy`` needs.
+        config: what ``build_policy`` needs; the encoder's part is completed, so that no file it names is needed again.
         meta: free-form facts (data set, training step, package versions) kept beside it.
     """
     path = Path(path)
     new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
+    if isinstance(policy, ChunkPolicy):
+        config = {**config, "encoder": policy.encoder.options}
+    weights, shared = _once(policy.state_dict())
     document = {
         "schema_version": SCHEMA_VERSION,
         "class": type(policy).__name__,
         "config": config,
         "task": policy.spec.to_dict(),
         "meta": meta or {},
+        "shared": shared,
     }
     (new / "config.json").write_text(json.dumps(document, indent=2))
-    save_file({k: v.contiguous() for k, v in policy.state_dict().items()}, new / "model.safetensors")
+    save_file({k: v.contiguous() for k, v in weights.items()}, new / "model.safetensors")
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     new.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors under their first names, and {other name: first name}."""
+    first: dict[Any, str] = {}
+    shared = {}
+    for name, x in state.items():
+        kept = first.setdefault((x.data_ptr(), x.shape, x.stride(), x.dtype) if x.numel() else name, name)
+        if kept != name:
+            shared[name] = kept
+    return {name: x for name, x in state.items() if name not in shared}, shared
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -168,6 +185,7 @@ def load_policy(
         weights = load_file(folder / "model.safetensors", device=str(device))
     except (OSError, SafetensorError) as e:
         raise DataError(f"{folder / 'model.safetensors'} cannot be read ({e}); the checkpoint is corrupt.") from e
+    weights |= {name: weights[kept] for name, kept in document.get("shared", {}).items()}
     policy = _rebuild(config, spec, weights).to(device)
     try:
         policy.load_state_dict(weights)

@@ -1,62 +1,21 @@
-"""Diffusion Policy's image encoder: ResNet-18 with GroupNorm, spatial softmax, random crop (Chi et al. 2023, III-B)."""
+"""Image encoders: augmentation, a backbone, pooling. By default Diffusion Policy's (Chi et al. 2023, III-B)."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from policies.encoders.augment import ColourJitter, crop, shift
+from policies.encoders.pretrained import load_pretrained
+from policies.encoders.resnet import BLOCKS, ResNet
+from policies.encoders.vit import ViT
 from policies.rng import BatchRng
 
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(1, channels // 16), channels)
-
-
-class _BasicBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.norm1 = _norm(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.norm2 = _norm(c_out)
-        self.skip: nn.Module = nn.Identity()
-        if stride != 1 or c_in != c_out:
-            self.skip = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), _norm(c_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(h)) + self.skip(x))
-
-
-class ResNet18(nn.Module):
-    """He et al. 2016, with GroupNorm for BatchNorm (which does not go with EMA weights) and without pooling.
-
-    Args:
-        in_channels: 3 for colour, 1 for depth.
-        width: channels of the first stage; 64 is the paper's.
-    """
-
-    def __init__(self, in_channels: int = 3, width: int = 64):
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, width, 7, 2, 3, bias=False), _norm(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
-        )
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(_BasicBlock(a, b, 1 if i == 0 else 2), _BasicBlock(b, b, 1))
-                for i, (a, b) in enumerate(pairwise(widths))
-            )
-        )
-        self.out_channels = widths[-1]
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        """Feature map at 1/32 of the resolution."""
-        return self.stages(self.stem(x))
+BACKBONES = (*BLOCKS, "vit", "pretrained")
 
 
 class SpatialSoftmax(nn.Module):
@@ -76,54 +35,111 @@ class SpatialSoftmax(nn.Module):
         return torch.cat([(p.sum(2) * xs).sum(-1), (p.sum(3) * ys).sum(-1)], dim=-1)
 
 
-def crop(x: Shaped[Tensor, "n c h w"], top: Tensor, left: Tensor, size: tuple[int, int]) -> Shaped[Tensor, "n c h2 w2"]:
-    """One window per image; top and left (N,) in pixels."""
-    rows = top[:, None] + torch.arange(size[0], device=x.device)
-    cols = left[:, None] + torch.arange(size[1], device=x.device)
-    n = torch.arange(len(x), device=x.device)
-    return x.permute(0, 2, 3, 1)[n[:, None, None], rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
-
-
 class ImageEncoder(nn.Module):
     """(B, To, H, W, C) -> (B, To, out_dim).
 
     Args:
-        in_channels: 3 (uint8 or float colour in 0..255) or 1 (depth in metres).
+        in_channels: 3 (uint8 or float colour in 0..255), 1 (depth in metres) or 4 (both).
+        backbone: "resnet18", "resnet34" (GroupNorm, spatial softmax), "vit" (mean of the tokens) or "pretrained".
         out_dim: features per frame.
         n_keypoints: of the spatial softmax.
         width: of the ResNet.
         crop_ratio: side of the crop over side of the image: random in training (the same for all To frames of a
             sample, so that motion stays visible), central otherwise. 76 of 84 pixels in Diffusion Policy.
+        shift: pixels that images are moved by at random in training (DrQ), their border repeated.
+        jitter: strengths of ColourJitter, in training.
+        vit: options of ViT.
+        path: of pre-trained weights, see load_pretrained.
+        frozen: whether pre-trained weights stay as they are.
+        architecture: of a pre-trained backbone whose weights come from a checkpoint; written there, not by hand.
+        twin: an encoder whose pre-trained, frozen backbone serves this one as well.
     """
 
     def __init__(
         self,
         in_channels: int = 3,
         *,
+        backbone: str = "resnet18",
         out_dim: int = 64,
         n_keypoints: int = 32,
         width: int = 64,
         crop_ratio: float = 0.905,
+        shift: int = 0,
+        jitter: Mapping[str, float] | None = None,
+        vit: Mapping[str, int] | None = None,
+        path: str | None = None,
+        frozen: bool = True,
+        architecture: Mapping[str, Any] | None = None,
+        twin: ImageEncoder | None = None,
     ):
         super().__init__()
-        self.backbone = ResNet18(in_channels, width)
-        self.pool = SpatialSoftmax(self.backbone.out_channels, n_keypoints)
-        self.projection = nn.Linear(2 * n_keypoints, out_dim)
-        self.in_channels, self.crop_ratio, self.out_dim = in_channels, crop_ratio, out_dim
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone={backbone} must be one of {', '.join(BACKBONES)}")
+        if backbone == "pretrained" and in_channels != 3:
+            raise ValueError("backbone=pretrained sees colour only: leave with_depth off, and depth to a resnet18")
+        if not 0 < crop_ratio <= 1 or shift < 0:
+            raise ValueError(f"crop_ratio={crop_ratio} must lie in (0, 1], shift={shift} be at least 0")
+        self.jitter = ColourJitter(**(jitter or {}))
+        if self.jitter and in_channels == 1:
+            raise ValueError("jitter is of colours; depth has none")
+        self.in_channels, self.crop_ratio, self.shift, self.out_dim = in_channels, crop_ratio, shift, out_dim
+        self.resolved: dict[str, Any] = {}  # options that a checkpoint adds to these
+        self.frozen = backbone == "pretrained" and frozen
+        self.pool: nn.Module = nn.Identity()
+        if backbone == "pretrained":
+            body = load_pretrained(path, architecture) if twin is None else twin.backbone
+            self.resolved = {"architecture": body.architecture}
+            self.backbone, width = body.requires_grad_(False) if frozen else body, body.out_channels
+        elif backbone == "vit":
+            self.backbone = ViT(in_channels, **(vit or {}))
+            width = self.backbone.out_channels
+        else:
+            self.backbone = ResNet(in_channels, width, BLOCKS[backbone])
+            self.pool, width = SpatialSoftmax(self.backbone.out_channels, n_keypoints), 2 * n_keypoints
+        self.projection = nn.Linear(width, out_dim)
 
-    def forward(self, x: Tensor, rng: BatchRng | None = None) -> Float[Tensor, "b to d"]:
-        """Colour is scaled from 0..255 to [-1, 1] here, depth is used in metres."""
-        if self.in_channels == 1 and x.ndim == 4:
-            x = x.unsqueeze(-1)
-        b, to, height, width = x.shape[:4]
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """What is frozen stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def _window(self, x: Shaped[Tensor, "b to c h w"], rng: BatchRng | None) -> Shaped[Tensor, "n c h2 w2"]:
+        """The crop of every frame, shifted; ``rng`` draws one for each sample, None takes the central one."""
+        b, to, _, height, width = x.shape
         size = (round(height * self.crop_ratio), round(width * self.crop_ratio))
         room = torch.tensor([height - size[0], width - size[1]], device=x.device)
-        if self.training and rng is not None:
+        pad = 0 if rng is None else self.shift
+        offset = (room // 2).expand(b, 2)
+        if rng is not None:
             offset = (rng.rand(b, 2).to(x.device) * (room + 1)).long()
-        else:
-            offset = (room // 2).expand(b, 2)
-        offset = offset.repeat_interleave(to, 0)
-        image = crop(x.flatten(0, 1).permute(0, 3, 1, 2), offset[:, 0], offset[:, 1], size).float()
-        if self.in_channels == 3:
-            image = image / 127.5 - 1.0
-        return self.projection(self.pool(self.backbone(image))).unflatten(0, (b, to))
+            if pad:
+                offset = offset + rng.randint(2 * pad + 1, b, 2).to(x.device)
+        offset = offset.repeat_interleave(to, 0).T
+        if pad:
+            return shift(x.flatten(0, 1), offset, pad, size)
+        return crop(x.flatten(0, 1), offset[0], offset[1], size)
+
+    def forward(self, x: Tensor, rng: BatchRng | None = None, depth: Tensor | None = None) -> Float[Tensor, "b to d"]:
+        """Colour is scaled from 0..255 to [-1, 1] here, depth is used in metres.
+
+        Args:
+            x: (B, To, H, W, 3), or (B, To, H, W) of depth.
+            rng: drives the augmentation in training.
+            depth: (B, To, H, W), the fourth channel.
+        """
+        rng = rng if self.training else None
+        image = x.unsqueeze(2) if x.ndim == 4 else x.permute(0, 1, 4, 2, 3)
+        if depth is not None:
+            image = torch.cat([image.to(depth.dtype), depth.unsqueeze(2)], 2)
+        image = self._window(image, rng).float()
+        if self.in_channels >= 3:
+            colour = image[:, :3]
+            if rng is not None and self.jitter:
+                colour = 255.0 * self.jitter((colour / 255.0).unflatten(0, x.shape[:2]), rng).flatten(0, 1)
+            colour = colour / 127.5 - 1.0
+            image = colour if self.in_channels == 3 else torch.cat([colour, image[:, 3:]], 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.backbone(image)
+        return self.projection(self.pool(features)).unflatten(0, x.shape[:2])

@@ -1,9 +1,9 @@
-"""Fuses the encoders of all observation keys; which encoder a key gets follows from the task's shape metadata."""
+"""Encodes all observation keys of a task and fuses their features into tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+import copy
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,94 +12,104 @@ from torch import Tensor, nn
 
 from data.errors import ConfigError, nearest
 from data.spec import FieldSpec
+from policies.encoders.force import ForceEncoder
+from policies.encoders.fusion import Concat, Gated, Tokens
 from policies.encoders.image import ImageEncoder
-from policies.encoders.pointcloud import PointCloudEncoder
+from policies.encoders.make import KINDS, make_encoders, paired_depth
 from policies.rng import BatchRng
 
-
-class StateEncoder(nn.Module):
-    """An MLP on one frame of low-dimensional state, (N, D) -> (N, out_dim); no layers pass it through unchanged.
-
-    Args:
-        in_dim: D.
-        hidden: widths of the layers, the last one is the output; (64, 64) in DP3.
-    """
-
-    def __init__(self, in_dim: int, *, hidden: list[int] | tuple[int, ...] = ()):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for a, b in pairwise([in_dim, *hidden]):
-            layers += [nn.Linear(a, b), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers[:-1])
-        self.out_dim = hidden[-1] if hidden else in_dim
-
-    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-        """Normalised state -> features."""
-        return self.mlp(x)
-
-
-def make_encoder(key: str, field: FieldSpec, options: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-    """The encoder for one observation key.
-
-    Args:
-        key: for messages.
-        field: its shape and kind.
-        options: keyword arguments per kind, e.g. {"pointcloud": {"out_dim": 64}}; a point cloud's ``relative_to`` is
-            the ObsEncoder's and counts here as three more channels.
-    """
-    kwargs = dict(options.get(field.kind, {}))
-    try:
-        if field.kind == "state":
-            return StateEncoder(field.shape[-1], **kwargs)
-        if field.kind == "pointcloud":
-            relative = kwargs.pop("relative_to", None) is not None
-            return PointCloudEncoder(field.shape[-1] + 3 * relative, **kwargs)
-        if field.kind in ("rgb", "depth"):
-            encoder = ImageEncoder(3 if field.kind == "rgb" else 1, **kwargs)
-            if min(field.shape[:2]) * encoder.crop_ratio <= 32:  # the spatial softmax of one cell is a constant
-                raise ConfigError(f"Observation '{key}' {field.shape} is too small for ResNet-18: use 48 pixels.")
-            return encoder
-    except TypeError as e:
-        raise ConfigError(f"encoder.{field.kind} (for observation '{key}'): {e}") from e
-    raise ConfigError(f"No encoder for observation '{key}' of kind '{field.kind}'.")
+FUSIONS = ("concat", "tokens", "gated")
+CONSTANT = "language"  # the key of an instruction that is given by path and not observed
 
 
 class ObsEncoder(nn.Module):
-    """Normalised observations (B, To, *shape) -> tokens (B, To, C): the keys' features side by side, one token a frame.
+    """Normalised observations (B, To, *shape) -> tokens (B, L, C), see ``policies.encoders.fusion``.
 
     Args:
         fields: the task's observations.
-        options: see ``make_encoder``; ``pointcloud.relative_to`` see ``relative``.
+        options: keyword arguments of the encoders by kind, see ``make_encoders``; ``pointcloud.relative_to`` see
+            ``relative``; ``fusion``: "concat", "tokens" (of width ``token_dim``) or "gated".
+
+    Attributes:
+        options: the same, completed by what a checkpoint must hold to do without the files that they name.
+        pairs: {colour key: depth key} that one encoder takes together.
     """
 
-    def __init__(self, fields: Mapping[str, FieldSpec], options: Mapping[str, Mapping[str, Any]] | None = None):
+    def __init__(self, fields: Mapping[str, FieldSpec], options: Mapping[str, Any] | None = None):
         super().__init__()
-        options = options or {}
-        self.encoders = nn.ModuleDict({k: make_encoder(k, f, options) for k, f in fields.items()})
-        self.out_dim = sum(int(e.out_dim) for e in self.encoders.values())  # type: ignore[arg-type]
+        self.options: dict[str, Any] = copy.deepcopy(dict(options or {}))
+        for name in self.options:
+            if name not in (*KINDS, "fusion", "token_dim"):
+                raise ConfigError(f"Unknown option 'encoder.{name}'. {nearest(name, [*KINDS, 'fusion', 'token_dim'])}")
+        self.unobserved = self._unobserved(fields)
+        fields = {**fields, **self.unobserved}
+        sections = {k: v for k, v in self.options.items() if k in KINDS}
+        self.pairs = paired_depth(fields, sections)
+        self.encoders = nn.ModuleDict(make_encoders(fields, sections, self.pairs))
+        self.options.update({k: v for k, v in sections.items() if v})
+        self.constant = [k for k, f in fields.items() if f.kind in ("goal", "language")]
+        self.fusion = self._make_fusion([k for k, f in fields.items() if f.kind == "force"])
         self.clouds = [k for k, f in fields.items() if f.kind == "pointcloud"]
-        self.relative_to: str | None = options.get("pointcloud", {}).get("relative_to") if self.clouds else None
+        self.relative_to: str | None = sections.get("pointcloud", {}).get("relative_to") if self.clouds else None
         if self.relative_to is not None and fields.get(self.relative_to, FieldSpec((0,), "", "state")).shape[0] < 3:
             raise ConfigError(
                 f"encoder.pointcloud.relative_to='{self.relative_to}' must be an observation that starts with a "
                 f"position (x, y, z); there are {sorted(fields)}. null turns it off."
             )
 
+    def _unobserved(self, fields: Mapping[str, FieldSpec]) -> dict[str, FieldSpec]:
+        language = self.options.get("language", {})
+        given = language.get("path") is not None or language.get("table") is not None
+        if not given or any(f.kind == "language" for f in fields.values()):
+            return {}
+        if CONSTANT in fields:
+            raise ConfigError(f"encoder.language.path: observation '{CONSTANT}' must be of kind language.")
+        return {CONSTANT: FieldSpec((1,), "int64", "language")}
+
+    def _make_fusion(self, force: Collection[str]) -> Concat | Tokens:
+        name, widths = self.options.get("fusion", "concat"), {k: int(e.out_dim) for k, e in self.encoders.items()}  # type: ignore[arg-type]
+        try:
+            if name == "concat":
+                return Concat(widths, self.constant)
+            if name == "tokens":
+                return Tokens(widths, self.constant, dim=self.options.get("token_dim", 64))
+            if name == "gated":
+                return Gated(widths, self.constant, force)
+        except ValueError as e:
+            raise ConfigError(f"encoder: {e}.") from e
+        raise ConfigError(f"Unknown encoder.fusion '{name}'. {nearest(str(name), list(FUSIONS))}")
+
     def token_shape(self, n_obs_steps: int) -> tuple[int, int]:
         """(L, C) of what ``forward`` returns for windows of so many observations."""
-        return n_obs_steps, self.out_dim
+        return self.fusion.token_shape(n_obs_steps)
 
-    def token_mask(self, keys: Sequence[str] | None, n_obs_steps: int) -> Bool[Tensor, "l c"]:
+    def token_mask(self, keys: Collection[str] | None, n_obs_steps: int) -> Bool[Tensor, "l c"]:
         """Which entries of the tokens come from ``keys``; None: all.
+
+        Of a camera whose colour and depth are encoded together, both come from either key; what force gates still
+        comes from where it came from. An instruction given by path has the key "language".
 
         Raises:
             ConfigError: a key that is not observed.
         """
+        owner = {**{k: k for k in self.encoders}, **{depth: colour for colour, depth in self.pairs.items()}}
         for key in keys or []:
-            if key not in self.encoders:
-                raise ConfigError(f"Unknown observation '{key}'. {nearest(key, list(self.encoders))}")
-        parts = [torch.full((e.out_dim,), keys is None or key in keys) for key, e in self.encoders.items()]  # type: ignore[arg-type]
-        return torch.cat(parts).expand(n_obs_steps, -1)
+            if key not in owner:
+                raise ConfigError(f"Unknown observation '{key}'. {nearest(key, list(owner))}")
+        return self.fusion.token_mask({owner[key] for key in (owner if keys is None else keys)}, n_obs_steps)
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """Pre-trained weights that are not to be trained."""
+        frozen = [e for e in self.encoders.values() if isinstance(e, ImageEncoder) and e.frozen]
+        return [p for encoder in frozen for p in encoder.backbone.parameters()]
+
+    def trainable_copy(self) -> ObsEncoder:
+        """A copy to train on; frozen weights are shared with it."""
+        kept = {id(p): p for p in self.frozen_parameters()}
+        new = copy.deepcopy(self, kept).requires_grad_(True)
+        for parameter in new.frozen_parameters():
+            parameter.requires_grad_(False)
+        return new
 
     def relative(self, obs: Mapping[str, Tensor], normalise: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
         """Normalised clouds (B, To, P, C) with three more channels: the offset of each point from the gripper.
@@ -121,13 +131,19 @@ class ObsEncoder(nn.Module):
             out[key] = torch.cat([points, points[..., :3] - normalise(key, gripper)[..., :3]], -1)
         return out
 
-    def forward(self, obs: Mapping[str, Tensor], rng: BatchRng | None = None) -> Float[Tensor, "b to c"]:
-        """``rng`` drives the augmentation of images in training."""
-        tokens = []
+    def forward(self, obs: Mapping[str, Tensor], rng: BatchRng | None = None) -> Float[Tensor, "b l c"]:
+        """``rng`` drives the augmentation of images in training; every key draws its own."""
+        b, to = next(iter(obs.values())).shape[:2]
+        features = {}
         for key, encoder in self.encoders.items():
-            x = obs[key]
-            if isinstance(encoder, ImageEncoder):
-                tokens.append(encoder(x, rng))
+            if key in self.unobserved:
+                x = torch.zeros(b, 1, 1, dtype=torch.long, device=next(iter(obs.values())).device)
             else:
-                tokens.append(encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
-        return torch.cat(tokens, dim=-1)
+                x = obs[key][:, -1:] if key in self.constant else obs[key]
+            if isinstance(encoder, ImageEncoder):
+                features[key] = encoder(x, rng, obs[self.pairs[key]] if key in self.pairs else None)
+            elif isinstance(encoder, ForceEncoder):
+                features[key] = encoder(x)
+            else:
+                features[key] = encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.fusion(features, to)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from algos.augment import random_shift
 from algos.residual import Residual, ResidualPolicy
 from data.errors import ConfigError
 from data.normaliser import Normaliser
@@ -16,6 +15,7 @@ from envs.chunk_env import ChunkEnv
 from envs.make import make_env
 from policies.build import build_policy, normaliser_modes
 from policies.checkpoint import load_policy, save_policy, wrapped_config
+from policies.encoders.augment import random_shift
 from tests.algos.conftest import TOY, base_config
 
 SEES = {**TOY, "obs": ["agent_pos", "rgb_top"], "image_size": 48}

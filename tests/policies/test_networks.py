@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from algos.bc import BC
 from data.errors import ConfigError
 from policies.build import build_policy, construct, lookup
-from policies.encoders.image import SpatialSoftmax, crop
+from policies.encoders.augment import crop
+from policies.encoders.image import SpatialSoftmax
 from policies.encoders.obs import ObsEncoder
 from policies.encoders.pointcloud import PointCloudEncoder
 from policies.encoders.reconstruction import chamfer
