@@ -43,8 +43,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "dit": DiT,
 }
 
-# How each kind of observation is normalised; images not at all: colours are scaled by their encoder, depth is already in
-# metres. Contacts are rare and hard: by their range most readings would lie at zero.
+# How each kind of observation is normalised; images not at all, their encoder scales colours, and depth is in metres.
+# Contacts are rare and hard: by their range most readings would lie at zero.
 NORMALISER_MODES = {
     "state": "minmax",
     "pointcloud": "minmax",

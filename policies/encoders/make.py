@@ -60,7 +60,8 @@ def make_encoders(fields: Mapping[str, FieldSpec], options: Options, pairs: Mapp
         ConfigError: an unknown kind or option, or one that does not fit the observation.
     """
     made: dict[str, nn.Module] = {}
-    for key, field in fields.items():
+    for key in sorted(fields, key=lambda key: fields[key].kind == "goal"):  # goals may share a camera's encoder
+        field = fields[key]
         if key in pairs.values():
             continue
         section = "rgb" if field.kind == "goal" and field.is_image else field.kind
@@ -82,7 +83,7 @@ def make_encoders(fields: Mapping[str, FieldSpec], options: Options, pairs: Mapp
         except (TypeError, ValueError) as e:
             raise ConfigError(f"encoder.{section} (for observation '{key}'): {e}.") from e
         options.setdefault(section, {}).update(getattr(made[key], "resolved", {}))
-    return made
+    return {key: made[key] for key in fields if key in made}
 
 
 def _elder(
@@ -92,21 +93,19 @@ def _elder(
     kind = field.kind
     if not field.is_image or not options.get(kind, {}).get("shared", False):
         return None
-    of_kind = "rgb" if kind == "goal" else kind
-    elders = [k for k in made if fields[k].kind == of_kind]
-    if kind == "goal" and not elders:
-        raise ConfigError(f"encoder.goal.shared: there is no rgb observation before '{key}' to share an encoder with.")
-    if not elders:
+    elder = next((k for k in made if fields[k].kind == ("rgb" if kind == "goal" else kind)), None)
+    if elder is None:
+        if kind == "goal":
+            raise ConfigError(f"encoder.goal.shared: there is no rgb observation whose encoder '{key}' could share.")
         return None
-    one = made[elders[0]]
-    if fields[elders[0]].shape != field.shape or (
-        kind == "goal" and isinstance(one, ImageEncoder) and one.in_channels == 4
-    ):
+    encoder = made[elder]
+    with_depth = isinstance(encoder, ImageEncoder) and encoder.in_channels == 4
+    if fields[elder].shape != field.shape or (kind == "goal" and with_depth):
         raise ConfigError(
-            f"encoder.{kind}.shared: '{key}' {field.shape} and '{elders[0]}' {fields[elders[0]].shape} cannot share an "
-            "encoder: they must have the same size and channels."
+            f"encoder.{kind}.shared: '{key}' {field.shape} and '{elder}' {fields[elder].shape} cannot share one: they "
+            "must have the same size and channels."
         )
-    return elders[0]
+    return elder
 
 
 def _image(field: FieldSpec, kwargs: dict[str, Any], channels: int) -> ImageEncoder:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class LanguageEncoder(nn.Module):
         self.project = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, out_dim))
         self.out_dim = out_dim
 
-    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... c"]:
+    def forward(self, x: Shaped[Tensor, "... d"]) -> Float[Tensor, "... c"]:
         """An embedding, or the number of one."""
         return self.project(x if self.table is None else self.table[x[..., 0].long()])
 

@@ -15,8 +15,15 @@ FIELDS = {
     "pointcloud": FieldSpec((32, 3), "float32", "pointcloud"),
     "rgb": FieldSpec((64, 64, 3), "uint8", "rgb"),
     "depth": FieldSpec((64, 64), "float32", "depth"),
+    "rgb_left": FieldSpec((48, 48, 3), "uint8", "rgb"),
+    "rgb_right": FieldSpec((48, 48, 3), "uint8", "rgb"),
+    "coloured": FieldSpec((32, 6), "float32", "pointcloud"),
+    "force": FieldSpec((8, 6), "float32", "force"),
+    "goal": FieldSpec((5,), "float32", "goal"),
+    "language": FieldSpec((16,), "float32", "language"),
 }
 OBS = [("state",), ("pointcloud", "state"), ("rgb", "state"), ("depth",), ("rgb", "pointcloud", "state")]
+MORE_OBS = [("force", "rgb", "state"), ("goal", "language", "coloured", "state"), ("rgb_left", "rgb_right")]
 POLICIES = {
     "diffusion-epsilon": {"name": "diffusion", "prediction": "epsilon", "n_inference_steps": 5},
     "diffusion-sample": {"name": "diffusion", "prediction": "sample", "n_inference_steps": 5},
@@ -40,6 +47,9 @@ ENCODER = {
     "pointcloud": {"hidden": [16, 32], "out_dim": 16, "relative_to": "state"},
     "rgb": {"width": 8, "n_keypoints": 4, "out_dim": 16},
     "depth": {"width": 8, "n_keypoints": 4, "out_dim": 16},
+    "force": {"width": 8, "n_layers": 3, "out_dim": 8},
+    "goal": {"hidden": [8]},
+    "language": {"out_dim": 8},
 }
 
 
@@ -63,14 +73,14 @@ def make_store(path, keys, n_episodes=2, length=20) -> EpisodeStore:
     return store
 
 
-def config(policy, network, **changes) -> dict:
+def config(policy, network, encoder=ENCODER, **changes) -> dict:
     return {
         "n_obs_steps": 2,
         "horizon": 8,
         "n_action_steps": 4,
         "policy": {**POLICIES[policy], **changes},
         "network": dict(NETWORKS[network]),
-        "encoder": ENCODER,
+        "encoder": encoder,
     }
 
 
@@ -87,7 +97,7 @@ def make_batch(store: EpisodeStore, n=16) -> ChunkBatch:
     return dataset.batch(torch.arange(n))
 
 
-@pytest.fixture(params=OBS, ids="+".join)
+@pytest.fixture(params=OBS + MORE_OBS, ids="+".join)
 def store(request, tmp_path):
     """Demonstrations with random contents."""
     return make_store(tmp_path / "demo.zarr", request.param)
@@ -99,7 +109,7 @@ def state_store(tmp_path):
 
 
 def pytest_collection_modifyitems(items):
-    """Every observation with two heads, the others with states alone: heads see nothing but tokens.
+    """Every observation with two heads, or one, the others with states alone: heads see nothing but tokens.
 
     The slower networks with states and three heads, and learning with one.
     """
@@ -110,6 +120,8 @@ def pytest_collection_modifyitems(items):
         if params.get("network", "mlp") not in ("mlp", "unet1d"):
             slow = item.originalname == "test_overfits_one_batch"
             return obs == ("state",) and (head == "flow" or (head in ("diffusion-epsilon", "meanflow") and not slow))
+        if obs in MORE_OBS:
+            return head == "flow" and params.get("network", "mlp") == "mlp"
         return obs == ("state",) or head in ("flow", "diffusion-ddpm")
 
     items[:] = [item for item in items if wanted(item)]
