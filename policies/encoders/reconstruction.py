@@ -39,14 +39,16 @@ class Reconstruction(nn.Module):
     def __init__(self, fields: Mapping[str, FieldSpec], cond_shape: tuple[int, int], weight: float, hidden: int = 256):
         super().__init__()
         self.weight = weight
-        self.kinds = {key: field.kind for key, field in fields.items()}
+        fields = {key: field for key, field in fields.items() if field.kind != "language"}  # that is known beforehand
+        goal_images = {key: "rgb" for key, field in fields.items() if field.kind == "goal" and field.is_image}
+        self.kinds = {**{key: field.kind for key, field in fields.items()}, **goal_images}
 
-        def decoder(field: FieldSpec) -> nn.Module:
+        def decoder(field: FieldSpec, kind: str) -> nn.Module:
             size = {"pointcloud": N_POINTS * 3, "rgb": 3 * SIDE**2, "depth": SIDE**2}
-            out = size.get(field.kind, math.prod(field.shape))
+            out = size.get(kind, math.prod(field.shape))
             return nn.Sequential(nn.Linear(math.prod(cond_shape), hidden), nn.ReLU(), nn.Linear(hidden, out))
 
-        self.decoders = nn.ModuleDict({key: decoder(field) for key, field in fields.items()})
+        self.decoders = nn.ModuleDict({key: decoder(field, self.kinds[key]) for key, field in fields.items()})
 
     def forward(self, tokens: Float[Tensor, "b l c"], obs: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Sum over the observations, unweighted.

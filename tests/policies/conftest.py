@@ -21,6 +21,7 @@ FIELDS = {
     "force": FieldSpec((8, 6), "float32", "force"),
     "goal": FieldSpec((5,), "float32", "goal"),
     "language": FieldSpec((16,), "float32", "language"),
+    "goal_image": FieldSpec((48, 48, 3), "uint8", "goal"),
 }
 OBS = [("state",), ("pointcloud", "state"), ("rgb", "state"), ("depth",), ("rgb", "pointcloud", "state")]
 MORE_OBS = [("force", "goal", "language", "coloured", "state"), ("force", "rgb_left", "rgb_right")]

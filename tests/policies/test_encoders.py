@@ -69,7 +69,8 @@ def test_token_mask_tells_where_every_key_goes(fusion):
         masks = torch.stack([encoder.token_mask([key], TO) for key in keys])
         assert (masks.sum(0) == 1).all()
         assert torch.equal(masks[0] | masks[3], encoder.token_mask(["state", "force"], TO))
-    with pytest.raises(ValueError, match="'gaol' is not observed"):
+        assert encoder.token_mask(None, TO).all()
+    with pytest.raises(ConfigError, match=r"Unknown observation 'gaol'.*'goal'"):
         encoder.token_mask(["gaol"], TO)
 
 
@@ -323,3 +324,12 @@ def test_augmentation_that_is_off_draws_nothing():
     assert not torch.equal(rngs[1].rand(1), rngs[2].rand(1))
     plain.eval()
     assert torch.equal(plain({"rgb": x}, BatchRng(1)), strong.eval()({"rgb": x}))
+
+
+def test_every_kind_is_reconstructed_or_left_out(tmp_path):
+    store = make_store(tmp_path / "d.zarr", ("force", "goal_image", "language", "rgb_left", "state"))
+    policy = make(store, encoder=TINY, reconstruction=0.1)
+    assert set(policy.reconstruction.decoders) == {"force", "goal_image", "rgb_left", "state"}
+    loss, metrics = policy.loss(make_batch(store, 4), BatchRng(0))
+    loss.backward()
+    assert torch.isfinite(metrics["reconstruction"])
