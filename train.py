@@ -62,6 +62,7 @@ def make_policy(config: Mapping[str, Any], store: EpisodeStore, task: TaskSpec, 
     """The policy of ``config`` for ``task``, its normaliser fitted on the training episodes."""
     torch.manual_seed(config["seed"])  # every process starts from the same weights
     normaliser = Normaliser.fit(store, normaliser_modes(task), episodes=np.arange(n_episodes))
+    normaliser.shrink("action", config["data"]["gripper_dims"], config["data"]["gripper_factor"])
     policy = build_policy(config, task, normaliser)
     if config["compile"]:
         policy.head.network.compile()  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -102,6 +103,19 @@ class Normaliser(nn.Module):
                     )
                 new.register_buffer(buffer, state[prefix + buffer].clone())
         return new
+
+    def shrink(self, key: str, dims: Sequence[int], factor: float) -> None:
+        """Normalised values of these dimensions become 1 / ``factor`` of what they were.
+
+        What only opens or closes then lies close together for a sampler's last few steps (RTI-DP's "scale").
+
+        Raises:
+            ConfigError: a dimension that the key has not, or a factor below 1.
+        """
+        scale = self.statistic(key, "scale")
+        if factor < 1 or any(not -len(scale) <= d < len(scale) for d in dims):
+            raise ConfigError(f"'{key}' has {len(scale)} dimensions; {list(dims)} / {factor} cannot be shrunk.")
+        scale[list(dims)] *= factor
 
     @property
     def keys(self) -> list[str]:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.chunks import ChunkDataset
+from data.errors import ConfigError
 from data.normaliser import STATISTICS, Normaliser
 from data.zarr_read import LazyArray
 
@@ -89,3 +90,16 @@ def test_keys_with_dots_keep_apart():
     normaliser = Normaliser({"a.b": "minmax", "a%2Eb": "minmax"}, {"a.b": statistics, "a%2Eb": statistics})
     assert len(normaliser.state_dict()) == 12
     assert normaliser.normalise("a.b", torch.ones(1, 1)).item() == 0
+
+
+def test_shrunk_dimensions_lie_closer_together_and_come_back(store):
+    normaliser, plain = (Normaliser.fit(store, {"action": "minmax"}) for _ in range(2))
+    normaliser.shrink("action", [-1], 5.0)
+    x = torch.from_numpy(store.array("action")[0:20].copy())
+    small, full = normaliser.normalise("action", x), plain.normalise("action", x)
+    torch.testing.assert_close(small[:, -1] * 5, full[:, -1])
+    assert torch.equal(small[:, :-1], full[:, :-1])
+    torch.testing.assert_close(normaliser.unnormalise("action", small), x)
+    for dims, factor in [([9], 2.0), ([0], 0.5)]:
+        with pytest.raises(ConfigError, match="cannot be shrunk"):
+            normaliser.shrink("action", dims, factor)

@@ -40,8 +40,7 @@ def trained_a_little(policy):
     return policy.eval()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize(("name", "network"), [(n, "mlp") for n in SAMPLED] + [("flow", n) for n in NETWORKS])
 def test_sampling_follows_the_condition_further(state_store, name, network):
     policy = trained_a_little(make(state_store, name, network, cfg_dropout=0.1, cfg_scale=2.5))
     obs, noise = make_batch(state_store, 3).obs, policy.draw_noise(3)

@@ -1,0 +1,110 @@
+"""Chunk latency against network evaluations: one policy, from one evaluation to a hundred, encoder included.
+
+    python benchmarks/nfe.py [--size small] [--network unet1d] [--chunks 60] [--onnx]
+
+Batch 1, float32, one thread, point cloud (512 points) and robot state in, actions in environment units out. All cases
+are the same network with the same weights and take turns; medians. ``--onnx`` adds onnxruntime, ``--compile``
+torch.compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from configs.loader import load_config
+from data.normaliser import Normaliser
+from data.spec import FieldSpec, TaskSpec
+from policies.build import build_policy, normaliser_modes
+from policies.policy import Policy
+
+CASES = {  # name: overrides of the head
+    "flow, 1": ["policy=flow", "policy.n_inference_steps=1"],
+    "meanflow, 1": ["policy=meanflow"],
+    "flow, 10": ["policy=flow", "policy.n_inference_steps=10"],
+    "DDIM, 10": ["policy=diffusion", "policy.n_inference_steps=10"],
+    "DDPM, 100": ["policy=diffusion", "policy.sampler=ddpm", "policy.n_inference_steps=100"],
+}
+
+
+def task() -> TaskSpec:
+    """A table top in sight of one arm."""
+    fields = {
+        "pointcloud": FieldSpec((512, 3), "float32", "pointcloud"),
+        "agent_pos": FieldSpec((9,), "float32", "state"),
+    }
+    return TaskSpec("bench", fields, FieldSpec((4,), "float32", "action"))
+
+
+def make(overrides: list[str]) -> Policy:
+    torch.manual_seed(0)
+    config, spec = load_config("train", overrides), task()
+    shapes = {"action": 4, **{k: f.shape[-1] for k, f in spec.obs.items()}}
+    statistics = {k: {"min": -torch.ones(d), "max": torch.ones(d)} for k, d in shapes.items()}
+    statistics = {
+        k: {**s, "mean": torch.zeros_like(s["min"]), "std": torch.ones_like(s["min"])} for k, s in statistics.items()
+    }
+    return build_policy(config, spec, Normaliser(normaliser_modes(spec), statistics)).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="unet1d")
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--chunks", type=int, default=60)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--onnx", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    common = [f"network={args.network}", f"network.size={args.size}"]
+    obs = {"pointcloud": torch.rand(1, 2, 512, 3), "agent_pos": torch.rand(1, 2, 9)}
+    calls = {}
+    for name, overrides in CASES.items():
+        policy = make([*common, *overrides])
+        noise = policy.draw_noise(1)
+        calls[name] = lambda policy=policy, noise=noise: policy.act(obs, noise=noise)
+        if args.compile:
+            compiled = make([*common, *overrides])
+            compiled.head.network.compile()  # pyright: ignore[reportAttributeAccessIssue]
+            calls[f"{name}, compiled"] = lambda policy=compiled, noise=noise: policy.act(obs, noise=noise)
+        if args.onnx and not name.endswith("100"):
+            calls[f"{name}, onnxruntime"] = onnx_call(policy, obs, noise)
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(args.chunks):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    medians = {name: float(np.median(t)) for name, t in times.items()}
+    for name, ms in medians.items():
+        print(f"{name:24s} {ms:7.2f} ms, {medians['DDPM, 100'] / ms:6.1f} x DDPM's rate")
+    print(json.dumps({"network": args.network, "size": args.size, **{k: round(v, 3) for k, v in medians.items()}}))
+
+
+def onnx_call(policy: Policy, obs: dict[str, torch.Tensor], noise: torch.Tensor):
+    """Of the exported policy."""
+    import onnxruntime
+
+    from policies.export import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(policy, Path(folder) / "policy.onnx", obs, trials=1)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(Path(folder) / "policy.onnx"), options)
+    inputs = {**{k: v.numpy() for k, v in obs.items()}, "noise": noise.numpy()}
+    return lambda: session.run(None, inputs)
+
+
+if __name__ == "__main__":
+    main()
