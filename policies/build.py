@@ -14,6 +14,8 @@ from data.spec import TaskSpec
 from policies.chunk_policy import ChunkPolicy
 from policies.encoders.obs import ObsEncoder
 from policies.encoders.reconstruction import Reconstruction
+from policies.heads.consistency import Asked, ConsistencyHead
+from policies.heads.ctm import TrajectoryHead
 from policies.heads.diffusion import DiffusionHead
 from policies.heads.edm import EDMHead
 from policies.heads.flow import FlowHead
@@ -29,12 +31,19 @@ from policies.networks.unet1d import UNet1d
 T = TypeVar("T")
 
 HEADS: dict[str, type[Head]] = {
+    "consistency": ConsistencyHead,
+    "ctm": TrajectoryHead,
     "diffusion": DiffusionHead,
     "edm": EDMHead,
     "flow": FlowHead,
     "flowpolicy": FlowPolicyHead,
     "meanflow": MeanFlowHead,
     "shortcut": ShortcutHead,
+}
+# Options that a head's path and its reading of the network's output follow from; the others' are a flow's.
+OF_THE_PATH = {
+    "diffusion": ("n_train_steps", "beta_schedule", "prediction"),
+    "edm": ("sigma_data", "sigma_min", "sigma_max", "rho"),
 }
 NETWORKS: dict[str, type[nn.Module]] = {
     "unet1d": UNet1d,
@@ -93,6 +102,21 @@ def _named(config: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     return section.pop("name"), section
 
 
+def denoiser_config(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """``policy.denoiser`` of a consistency head that runs along the path of the head ``policy``."""
+    name = policy["name"] if policy["name"] in OF_THE_PATH else "flow"
+    return {"name": name, **{k: policy[k] for k in OF_THE_PATH.get(name, ()) if k in policy}}
+
+
+def _denoiser(config: Mapping[str, Any]) -> Head:
+    """A head without a network, as ConsistencyHead takes it."""
+    args = dict(config)
+    name = args.pop("name")
+    if name == "diffusion":
+        args.setdefault("clip_sample", False)  # where it clips, nothing is learned
+    return construct(lookup(HEADS, name, "policy.denoiser"), args, "policy.denoiser", network=Asked())
+
+
 def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normaliser) -> ChunkPolicy:
     """A ChunkPolicy.
 
@@ -104,8 +128,11 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
     encoder = ObsEncoder(spec.obs, config["encoder"])
     head_name, head_args = _named(config, "policy")
     net_name, net_args = _named(config, "network")
-    if "n_train_steps" in head_args:  # the network then sees DDPM's integer k
-        net_args.setdefault("time_scale", float(head_args["n_train_steps"]))
+    of_the_path = head_args.get("denoiser", head_args)
+    if "n_train_steps" in of_the_path:  # the network then sees DDPM's integer k
+        net_args.setdefault("time_scale", float(of_the_path["n_train_steps"]))
+    if "denoiser" in head_args:
+        head_args["denoiser"] = _denoiser(head_args["denoiser"])
     weight = head_args.pop("reconstruction", 0.0)
     cond_shape = encoder.token_shape(config["n_obs_steps"])
     head_class = lookup(HEADS, head_name, "policy")

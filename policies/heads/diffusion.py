@@ -110,10 +110,15 @@ class DiffusionHead(Head):
         return [k / self.n_train_steps for k in steps]
 
     def clean(
-        self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor, *, clip: bool = True
+        self, z: Float[Tensor, "b h da"], t: float | Float[Tensor, " b"], prepared: Any, *, clip: bool = True
     ) -> Float[Tensor, "b h da"]:
         """As the sampler estimates it."""
-        out = self.network(z, self.network_times([self._k(t) / self.n_train_steps], z)[0], prepared)
+        if isinstance(t, Tensor):
+            k = (t * self.n_train_steps).round().long().clamp(max=self.n_train_steps - 1)
+            abar = self.abar[k][:, None, None]
+            out = self.network(z, (k / self.n_train_steps).to(z.dtype), prepared)
+            return self._clean_and_noise(z, out, abar.sqrt(), (1 - abar).sqrt(), clip=clip)[0]
+        out = self.network(z, self.instant(self._k(t) / self.n_train_steps, z), prepared)
         return self._clean_and_noise(z, out, *self.path(t), clip=clip)[0]
 
     def _k(self, t: float) -> int:

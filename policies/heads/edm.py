@@ -17,7 +17,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from policies.heads.head import Head
+from policies.heads.head import Head, per_row
 from policies.rng import BatchRng
 
 
@@ -81,10 +81,12 @@ class EDMHead(Head):
         return noise * self.sigmas(self.n_steps)[0]
 
     def clean(
-        self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor, *, clip: bool = True
+        self, z: Float[Tensor, "b h da"], t: float | Float[Tensor, " b"], prepared: Any, *, clip: bool = True
     ) -> Float[Tensor, "b h da"]:
         """D."""
-        return self.denoise(z, self.path(t)[1], self.network_times([t], z)[0], prepared)
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        sigma = (low + per_row(t) * (high - low)).exp() if isinstance(t, Tensor) else self.path(t)[1]
+        return self.denoise(z, sigma, self.instant(t, z), prepared)
 
     @property
     def n_steps(self) -> int:
@@ -101,9 +103,10 @@ class EDMHead(Head):
         target = (action - (d / norm).square() * x) * norm / (sigma * d)
         return x / norm, (log_sigma - low) / (high - low), target
 
-    def denoise(self, x: Tensor, sigma: float, t: Tensor, prepared: Tensor) -> Tensor:
-        """D."""
-        d, norm = self.sigma_data, math.hypot(sigma, self.sigma_data)
+    def denoise(self, x: Tensor, sigma: Any, t: Tensor, prepared: Any) -> Tensor:
+        """D; sigma a number, or (B, 1, 1)."""
+        d = self.sigma_data
+        norm = (sigma * sigma + d * d) ** 0.5
         return (d / norm) ** 2 * x + sigma * d / norm * self.network(x / norm, t, prepared)
 
     def sigmas(self, n: int) -> list[float]:

@@ -116,14 +116,21 @@ class Head(nn.Module, ABC):
         return noise
 
     def clean(
-        self, z: Float[Tensor, "b h da"], t: float, prepared: Tensor, *, clip: bool = True
+        self, z: Float[Tensor, "b h da"], t: float | Float[Tensor, " b"], prepared: Any, *, clip: bool = True
     ) -> Float[Tensor, "b h da"]:
-        """The head's estimate of A from z_t, clipped if the sampler clips and ``clip``; on straight paths z - t v."""
-        return z - t * self.network(z, self.network_times([self.instant(t)], z)[0], prepared)
+        """The head's estimate of A from z_t, clipped if the sampler clips and ``clip``; on straight paths z - t v.
 
-    def instant(self, t: float) -> float | tuple[float, ...]:
+        t is one for all rows, or one for each.
+
+        ``prepared`` is whatever the network takes.
+        """
+        return z - per_row(t) * self.network(z, self.instant(t, z), prepared)
+
+    def instant(self, t: float | Float[Tensor, " b"], like: Float[Tensor, "b h da"]) -> Tensor:
         """What the network takes for time where it is asked for the velocity at t."""
-        return t if self.n_times == 1 else (t, *[0.0] * (self.n_times - 1))
+        if isinstance(t, Tensor):
+            return t if self.n_times == 1 else torch.stack([t] + [torch.zeros_like(t)] * (self.n_times - 1), 1)
+        return self.network_times([t if self.n_times == 1 else (t, *[0.0] * (self.n_times - 1))], like)[0]
 
     @abstractmethod
     def sample(self, cond: Float[Tensor, "b l c"], noise: Tensor) -> Float[Tensor, "b h da"]:
@@ -180,6 +187,11 @@ class Head(nn.Module, ABC):
         for features in hidden:
             loss = loss + self.dispersive * dispersion(features)
         return loss
+
+
+def per_row(t: float | Float[Tensor, " b"]) -> Any:
+    """``t`` so that it multiplies chunks: as it is, or (B, 1, 1)."""
+    return t[:, None, None] if isinstance(t, Tensor) else t
 
 
 def dispersion(features: Float[Tensor, "n f"]) -> Float[Tensor, ""]:
