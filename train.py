@@ -41,6 +41,7 @@ from envs.evaluate import summarise
 from envs.make import make_env
 from launch.base import base_and_demos
 from launch.demos import demonstrations, env_args_of, random_statistics
+from launch.distillation import Distilling
 from launch.history import History, crossed
 from launch.privileged import critic_features, unrecorded, with_observations
 from launch.run import Run
@@ -73,7 +74,7 @@ class Imitation(Session):
     """``algo=bc``: gradient updates on demonstrations; a step is an update."""
 
     def __init__(self, config: dict[str, Any], run: Run, accelerator: Accelerator):
-        store, task = demonstrations(config, accelerator)
+        store, task = self.demonstrations(config, accelerator)
         super().__init__(config, run, accelerator, task, store)
         self.dataset = ChunkDataset(
             store,
@@ -84,9 +85,8 @@ class Imitation(Session):
             memory_budget_bytes=int(config["data"]["memory_gb"] * 1e9),
             device=accelerator.device,
         )
-        policy = make_policy(config, store, self.task, self.n_demos)
         options = {k: v for k, v in config["algo"].items() if k not in ("name", "batch_size", "save_every")}
-        self.algo = construct(BC, options, "algo", policy=policy, accelerator=accelerator, seed=config["seed"])
+        self.algo = self.make_algo(options)
         self.batch_size, self.train_steps = config["algo"]["batch_size"], config["algo"]["train_steps"]
         self.sampler = ChunkSampler(
             len(self.dataset),
@@ -95,6 +95,16 @@ class Imitation(Session):
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
+
+    def demonstrations(self, config: dict[str, Any], accelerator: Accelerator) -> tuple[EpisodeStore, TaskSpec]:
+        """The data set, and the part of its task that is used."""
+        return demonstrations(config, accelerator)
+
+    def make_algo(self, options: dict[str, Any]) -> BC:
+        """Around a new policy."""
+        assert self.store is not None
+        policy = make_policy(self.config, self.store, self.task, self.n_demos)
+        return construct(BC, options, "algo", policy=policy, accelerator=self.accelerator, seed=self.config["seed"])
 
     @property
     def policy(self) -> Policy:
@@ -140,6 +150,10 @@ class Imitation(Session):
                     bar.update(self.step, f"loss {numbers['loss']:.4f}, {rate:.0f} samples/s")
                 if self.step % config["algo"]["save_every"] == 0 or self.step == self.train_steps:
                     self.save()
+
+
+class Distillation(Distilling, Imitation):
+    """``algo=distill``: Imitation's loop, with a teacher."""
 
 
 class FineTuning(Session):
@@ -314,6 +328,7 @@ class FromNothing(FineTuning):
 
 SESSIONS: dict[str, Callable[[dict[str, Any], Run, Accelerator], Session]] = {
     "bc": Imitation,
+    "distill": Distillation,
     **dict.fromkeys(FINE_TUNERS, FineTuning),
     **dict.fromkeys(FROM_NOTHING, FromNothing),
 }
@@ -324,7 +339,7 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(help_text("train", USAGE))
         return 0
-    config, resumed = read_config(argv, FINE_TUNERS)
+    config, resumed = read_config(argv, [*FINE_TUNERS, "distill"])
     accelerator = start_accelerator(config)
     is_main = accelerator.is_main_process
     run = Run.resume(config["run_dir"], is_main=is_main) if resumed else Run.create(config, is_main=is_main)

@@ -136,8 +136,8 @@ class ChunkDataset:
         new._row, new._first, new._last = self._row[rows], self._first[rows], self._last[rows]
         return new
 
-    def batch(self, indices: Int64[Tensor, " B"]) -> ChunkBatch:
-        """Windows ``indices`` (each in [0, len)) on the device.
+    def batch(self, indices: Int64[Tensor, " B"], *, obs: bool = True) -> ChunkBatch:
+        """Windows ``indices`` (each in [0, len)) on the device; their observations only with ``obs``.
 
         Raises:
             IndexError: an index out of range.
@@ -148,9 +148,9 @@ class ChunkDataset:
         steps = t + torch.arange(1 - self.n_obs_steps, self.horizon - self.n_obs_steps + 1)
         rows = torch.minimum(torch.maximum(steps, first), last)
         obs_rows = rows[:, : self.n_obs_steps].reshape(-1)
-        obs = {k: self._take(k, obs_rows, self.n_obs_steps) for k in self.obs_keys}
+        seen = {k: self._take(k, obs_rows, self.n_obs_steps) for k in self.obs_keys} if obs else {}
         action = self._take(self.action_key, rows.reshape(-1), self.horizon).float()
-        return ChunkBatch(obs, action, (steps != rows).to(self.device, non_blocking=True))
+        return ChunkBatch(seen, action, (steps != rows).to(self.device, non_blocking=True))
 
     def _take(self, key: str, rows: Tensor, n: int) -> Tensor:
         x = self._rows[key].take(rows)

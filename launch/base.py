@@ -16,11 +16,12 @@ from data.spec import TaskSpec
 from envs.make import make_env
 from launch.demos import demonstrations, env_args_of, random_statistics
 from policies.black_box import BlackBox, is_black_box
-from policies.build import normaliser_modes
+from policies.build import denoiser_config, normaliser_modes
 from policies.checkpoint import check_contract, load_policy, read_config
 from policies.policy import Policy
 
 OF_THE_BASE = ("task", "obs", "policy", "network", "encoder", "n_obs_steps", "horizon")
+OF_THE_STUDENT = ("policy", "network")  # with algo=distill; a network only where it is asked for
 
 
 def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
@@ -34,17 +35,20 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
         raise ConfigError(f"algo={name} improves a trained policy: say which with base=RUN_DIR.")
     if is_black_box(config["base"]):
         return dict(config)
-    for override in argv:
-        key = override.split("=")[0].lstrip("+~")
-        if key.split(".")[0] in OF_THE_BASE:
+    given = {override.split("=")[0].lstrip("+~").split(".")[0]: override for override in argv}
+    own = [key for key in OF_THE_STUDENT if name == "distill" and (key in given or key == "policy")]
+    fixed = [key for key in OF_THE_BASE if key not in own]
+    for key, override in given.items():
+        if key in fixed:
             raise ConfigError(
-                f"'{override}' is fixed by the base {config['base']}, trained with its own {key.split('.')[0]}. "
+                f"'{override}' is fixed by the base {config['base']}, trained with its own {key}. "
                 "Inference options of the base are base_policy.n_inference_steps and n_action_steps."
             )
     document = read_config(config["base"])
     trained = document["meta"].get("train_config", {})
-    adopted = {k: trained[k] for k in OF_THE_BASE if k in trained}
-    out = {**config, **adopted}
+    out = {**config, **{k: trained[k] for k in fixed if k in trained}}
+    if name == "distill" and "denoiser" in config["policy"]:
+        out["policy"] = {**config["policy"], "denoiser": denoiser_config(document["config"].get("policy", {}))}
     if not any(a.startswith("run_dir=") for a in argv):
         out["run_dir"] = f"{str(config['base']).rstrip('/')}-{name}-s{config['seed']}"
     n_action_steps = next((True for a in argv if a.startswith("n_action_steps=")), False)
@@ -72,7 +76,7 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
     env.close()
     check_contract(policy, env.spec, f"Task {env.spec.name}")
     source = config["data"]["path"] or document["meta"].get("dataset")
-    if not config["algo"]["demos"] or source is None:
+    if not config["algo"].get("demos", True) or source is None:
         return policy, policy.spec, None
     path = Path(source)
     if (
@@ -81,8 +85,7 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
         path = Path(config["data"]["root"]) / path.name
     if not path.exists():
         raise DataError(
-            f"The base's demonstrations are no longer at {source}. Give data.path=..., or algo.demos=false to do "
-            "without."
+            f"The base's demonstrations are no longer at {source}. Give data.path=...{', or algo.demos=false' * ('demos' in config['algo'])}."
         )
     if config["data"]["path"] is None:
         config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]

@@ -16,6 +16,9 @@ from policies.policy import Metrics, Obs, Policy
 from policies.rng import BatchRng
 
 
+TOKENS = "tokens"  # the key of observations that a frozen encoder has encoded before
+
+
 class ChunkPolicy(Policy):
     """Diffusion or flow over action chunks, conditioned on encoded observations.
 
@@ -56,10 +59,12 @@ class ChunkPolicy(Policy):
         """Tokens of observations in environment units.
 
         Args:
-            obs: (B, To, *shape) by key.
+            obs: (B, To, *shape) by key; or ``TOKENS`` alone, (B, L, C), which come back as they are.
             rng: drives the augmentation in training.
             encoder: another one than the policy's own.
         """
+        if TOKENS in obs:
+            return obs[TOKENS]
         normalised = {key: self.normaliser.normalise(key, obs[key]) for key in self.spec.obs}
         encoder = encoder or self.encoder
         return encoder({**normalised, **encoder.relative(obs, self.normaliser.normalise)}, rng)
