@@ -25,6 +25,7 @@ from data.errors import ConfigError
 from policies.chunk_policy import ChunkPolicy
 from policies.heads.consistency import Ask, ConsistencyHead, Level
 from policies.heads.guidance import Guidance
+from policies.heads.head import Head
 from policies.policy import Metrics
 
 
@@ -32,13 +33,13 @@ class Teaching:
     """The steps of a teacher along its path, for one batch at a time.
 
     Args:
-        teacher: its head knows ``clean``.
+        teacher: knows ``clean``.
         solver: see the module.
         target: judges where a path ends, in the place of the student itself; the student's average, say.
     """
 
-    def __init__(self, teacher: ChunkPolicy, solver: Literal["ddim", "heun"], target: ConsistencyHead | None = None):
-        self.teacher, self.solver, self.target = teacher.head, solver, target
+    def __init__(self, teacher: Head, solver: Literal["ddim", "heun"], target: ConsistencyHead | None = None):
+        self.teacher, self.solver, self.target = teacher, solver, target
         self.tokens: Tensor | None = None  # where the teacher sees others than the student
         self._prepared: Any = None
         self._ask: Ask | None = None
@@ -111,7 +112,7 @@ class Distillation(BC):
         super().__init__(policy, accelerator, **bc)
         self.teacher = teacher.to(self.accelerator.device).eval().requires_grad_(False)
         self.learns_to_see = encoder == "learned"
-        self.teaching = Teaching(self.teacher, solver, self.ema.model.head if target == "ema" else None)  # type: ignore[arg-type]
+        self.teaching = Teaching(teacher.head, solver, self.ema.model.head if target == "ema" else None)  # type: ignore[arg-type]
         policy.head.lesson = self.teaching  # type: ignore[assignment]
 
     def update(self, batch: ChunkBatch) -> Metrics:

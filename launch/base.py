@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from configs.loader import groups, load_config
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
 from data.normaliser import Normaliser
@@ -47,8 +48,12 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
     document = read_config(config["base"])
     trained = document["meta"].get("train_config", {})
     out = {**config, **{k: trained[k] for k in fixed if k in trained}}
+    if name == "distill":
+        if (obs := trained.get("obs", {}).get("name")) in groups()["obs"]:  # defaults follow the observation
+            defaults = load_config("train", [*argv, f"obs={obs}"])
+            out |= {key: defaults[key] for key in ("algo", *own)}
     if name == "distill" and "denoiser" in config["policy"]:
-        out["policy"] = {**config["policy"], "denoiser": denoiser_config(document["config"].get("policy", {}))}
+        out["policy"] = {**out["policy"], "denoiser": denoiser_config(document["config"].get("policy", {}))}
     if not any(a.startswith("run_dir=") for a in argv):
         out["run_dir"] = f"{str(config['base']).rstrip('/')}-{name}-s{config['seed']}"
     n_action_steps = next((True for a in argv if a.startswith("n_action_steps=")), False)

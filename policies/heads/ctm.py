@@ -26,7 +26,8 @@ class TrajectoryHead(ConsistencyHead):
 
     Args:
         skip: levels from t to u; 1 in Consistency Policy.
-        dsm: weight of L_DSM.
+        dsm: weight of L_DSM; 1 in Consistency Policy. It draws single jumps to the commonest mode: the pseudo-Huber
+            distance to all data that fit z_t is least at their median.
         common: the rest of ConsistencyHead's.
     """
 
@@ -39,7 +40,7 @@ class TrajectoryHead(ConsistencyHead):
         denoiser: Head,
         n_levels: int = 80,
         skip: int = 1,
-        dsm: float = 1.0,
+        dsm: float = 0.0,
         **common: Any,
     ):
         super().__init__(network, denoiser=denoiser, n_levels=n_levels, skip=skip, **common)
