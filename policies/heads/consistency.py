@@ -60,7 +60,7 @@ class ConsistencyHead(Head):
         denoiser: its path and its reading of the network's output; a head without a network (``Asked``).
         n_levels: of noise in training, where the denoiser's sampler of so many steps would stop.
         skip: levels between the two points that must agree; ManiCM's k.
-        sigma_data: d.
+        sigma_data: d; 0.5 in consistency models, from where few updates get less far.
         huber_delta: of the pseudo-Huber distance sqrt(mean square + delta^2) - delta over a chunk; 0: squared error.
             Consistency Policy's delta, of the sum of squares, is 0.00054 sqrt(H Da).
         clip_sample: clip the chunk to [-1, 1] after every jump.
@@ -80,8 +80,8 @@ class ConsistencyHead(Head):
         n_inference_steps: int = 1,
         n_levels: int = 50,
         skip: int = 5,
-        sigma_data: float = 0.5,
-        huber_delta: float = 0.00054,
+        sigma_data: float = 0.1,
+        huber_delta: float = 0.0,
         clip_sample: bool = True,
         noise_scale: float = 1.0,
         **common: Any,

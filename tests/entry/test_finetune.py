@@ -71,6 +71,43 @@ def test_runs_resumes_and_evaluates(server, request, tmp_path, algo):
     assert evaluated.summary["mean_length"] == result(straight)["mean_length"]
 
 
+STUDENT = words("""
+    algo=distill algo.train_steps=60 algo.save_every=10 algo.batch_size=16 eval.every=20 eval.every_n_episodes=2
+    eval.n_episodes=3 eval.n_envs=1 eval.n_videos=0 log.every=5 device=cpu precision=fp32
+""")
+
+
+@pytest.mark.parametrize("form", ["consistency", "ctm"])
+def test_distillation(server, base, diffusion_base, tmp_path, form):
+    """The student is an ordinary policy; a killed run goes on to the same bits."""
+    teacher = base if form == "consistency" else diffusion_base
+    argv = [*STUDENT, f"policy={form}", f"base={teacher}", "policy.n_levels=10"]
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    done = server.train(*argv, f"run_dir={straight}")
+    assert EVAL_KEYS | {"teacher_success_rate", "teacher_success_ci95", "kept"} <= set(done.summary)
+    assert done.summary == json.loads((straight / "eval.json").read_text())
+    assert "teacher: success" in done.err
+    measured = server.run("eval.py", f"checkpoint={teacher}", "n_episodes=3", f"out={tmp_path / 'out'}")
+    assert measured.summary["success_rate"] == done.summary["teacher_success_rate"]
+    evaluated = server.run("eval.py", f"checkpoint={straight}", "n_episodes=3")
+    assert evaluated.summary["success_rate"] == done.summary["success_rate"]
+    if form == "consistency":
+        process = server.start("train.py", *argv, f"run_dir={run}")
+        killed = process.signal_when(signal.SIGKILL, lambda: (run / "state.pt").exists(), "saved")
+        assert killed.status == -signal.SIGKILL
+        server.train(f"resume={run}")
+        assert_same_run(run, straight)
+
+
+def test_distillation_refuses(server, base, diffusion_base, tmp_path):
+    argv = [*STUDENT, f"run_dir={tmp_path / 'run'}"]
+    assert_refused(server.run("train.py", *argv), "base=RUN_DIR")
+    argv.append(f"base={base}")
+    assert_refused(server.run("train.py", *argv, "horizon=8"), "'horizon=8' is fixed by the base")
+    assert_refused(server.run("train.py", *argv, "policy=flow"), "policy=consistency or policy=ctm")
+    assert_refused(server.run("train.py", *argv, "algo.solver=euler"), "solver must be ddim or heun")
+
+
 @pytest.mark.parametrize("algo", ["sac", "rlpd"])
 def test_from_nothing(server, root, tmp_path, algo):
     nets = [*NETS, "algo.n_critics=2"]
