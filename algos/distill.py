@@ -129,7 +129,7 @@ def check_path(student: ChunkPolicy, teacher: ChunkPolicy) -> None:
     if not isinstance(head, ConsistencyHead):
         raise ConfigError("algo=distill trains policy=consistency or policy=ctm.")
     if isinstance(teacher.head, ConsistencyHead):
-        raise ConfigError("algo=distill needs a base that takes small steps; this one jumps already (consistency, ctm).")
+        raise ConfigError("algo=distill needs a base that takes small steps; this one jumps already.")
     for t in head.schedule():
         if any(abs(a - b) > 1e-5 for a, b in zip(head.path(t), teacher.head.path(t), strict=True)):
             raise ConfigError("policy.denoiser has another path than the base's head; leave it out.")
@@ -142,7 +142,7 @@ def bare(network: Any) -> nn.Module:
 
 @torch.no_grad()
 def copy_fitting(source: nn.Module, target: nn.Module) -> None:
-    """The weights of ``source``, where ``target`` differs in the times it sees at most; what t alone has starts at 0."""
+    """The weights of ``source``, where ``target`` differs at most in the times it sees; new times start at weight 0."""
     old, new = source.state_dict(), target.state_dict()
     if {name: w.shape[:1] for name, w in old.items()} != {name: w.shape[:1] for name, w in new.items()}:
         return

@@ -48,10 +48,10 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
     document = read_config(config["base"])
     trained = document["meta"].get("train_config", {})
     out = {**config, **{k: trained[k] for k in fixed if k in trained}}
-    if name == "distill":
-        if (obs := trained.get("obs", {}).get("name")) in groups()["obs"]:  # defaults follow the observation
-            defaults = load_config("train", [*argv, f"obs={obs}"])
-            out |= {key: defaults[key] for key in ("algo", *own)}
+    obs = trained.get("obs", {}).get("name")
+    if name == "distill" and obs in groups()["obs"]:  # defaults follow the observation
+        defaults = load_config("train", [*argv, f"obs={obs}"])
+        out |= {key: defaults[key] for key in ("algo", *own)}
     if name == "distill" and "denoiser" in config["policy"]:
         out["policy"] = {**out["policy"], "denoiser": denoiser_config(document["config"].get("policy", {}))}
     if not any(a.startswith("run_dir=") for a in argv):
@@ -89,9 +89,8 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
     ):  # a cache may have moved; its folders' names tell what is in them
         path = Path(config["data"]["root"]) / path.name
     if not path.exists():
-        raise DataError(
-            f"The base's demonstrations are no longer at {source}. Give data.path=...{', or algo.demos=false' * ('demos' in config['algo'])}."
-        )
+        without = ", or algo.demos=false to do without" if "demos" in config["algo"] else ""
+        raise DataError(f"The base's demonstrations are no longer at {source}. Give data.path=...{without}.")
     if config["data"]["path"] is None:
         config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]
     return policy, policy.spec, EpisodeStore.open(path)

@@ -15,7 +15,6 @@ from policies.heads.head import Head
 from policies.policy import Metrics, Obs, Policy
 from policies.rng import BatchRng
 
-
 TOKENS = "tokens"  # the key of observations that a frozen encoder has encoded before
 
 

@@ -1,7 +1,7 @@
 """Consistency models (Song et al. 2023) for action chunks: from any point of a path to its data end in one jump.
 
-The path z_t = alpha A + sigma eps and the reading of the network's output are those of another head, the denoiser, whose
-estimate of A is D (as in LCM, Luo et al. 2023; ManiCM, Lu et al. 2024). With d = sigma_data,
+The path z_t = alpha A + sigma eps and the reading of the network's output are those of another head, the denoiser,
+whose estimate of A is D (as in LCM, Luo et al. 2023; ManiCM, Lu et al. 2024). With d = sigma_data,
 
     f(z_t, t) = c_skip z_t / alpha + (1 - c_skip) D(z_t, t),      c_skip = d^2 alpha^2 / (sigma^2 + d^2 alpha^2)
     L = d( f(z_t, t), sg f(z_t', t') ),      z_t' on the path of z_t, closer to the data;    f = identity at the data
@@ -136,7 +136,7 @@ class ConsistencyHead(Head):
     def clean(
         self, z: Float[Tensor, "b h da"], t: float | Float[Tensor, " b"], prepared: Any, *, clip: bool = True
     ) -> Float[Tensor, "b h da"]:
-        """The end of the path through z_t: a sample, where other heads say the mean of all. Rows take the level at t."""
+        """The end of the path through z_t, where other heads have the mean of all data that fit. Rows take levels."""
         if isinstance(t, Tensor):
             now = self.level((self.times[:-1] - t[:, None]).abs().argmin(1))
         else:

@@ -36,7 +36,12 @@ POLICIES = {
     "shortcut": {"name": "shortcut", "n_inference_steps": 2},
     "flowpolicy": {"name": "flowpolicy", "delta": 0.2},
     "consistency": {"name": "consistency", "n_levels": 20, "skip": 4, "denoiser": {"name": "flow"}},
-    "ctm": {"name": "ctm", "n_levels": 20, "n_inference_steps": 3, "denoiser": {"name": "diffusion", "prediction": "sample"}},
+    "ctm": {
+        "name": "ctm",
+        "n_levels": 20,
+        "n_inference_steps": 3,
+        "denoiser": {"name": "diffusion", "prediction": "sample"},
+    },
 }
 NETWORKS = {
     "unet1d": {"name": "unet1d", "down_dims": [32, 64], "time_dim": 16},
