@@ -22,7 +22,7 @@ from launch.session import Session
 from launch.terminal import StopSignal, console
 from policies.build import build_policy, construct
 from policies.chunk_policy import TOKENS, ChunkPolicy
-from policies.encoders.image import ImageEncoder
+from policies.rng import BatchRng
 
 
 class Distilling(Session):
@@ -52,7 +52,7 @@ class Distilling(Session):
         cache = options.pop("cache") and options["encoder"] == "frozen"
         given = {"policy": student, "teacher": self.teacher, "accelerator": self.accelerator, "seed": seed}
         algo = construct(Distillation, options, "algo", **given)
-        if cache and not any(isinstance(m, ImageEncoder) for m in student.encoder.modules()):  # they crop at random
+        if cache and student.reconstruction is None and sees_unchanged(student, self.dataset):
             self.dataset = with_tokens(self.dataset, self.teacher, int(config["data"]["memory_gb"] * 1e9))
         return algo
 
@@ -103,6 +103,14 @@ class TokenDataset:
         """See ChunkDataset; the observation is ``TOKENS``."""
         batch = self.dataset.batch(indices, obs=False)
         return batch._replace(obs={TOKENS: self.tokens[indices.to(self.tokens.device)]})
+
+
+@torch.no_grad()
+def sees_unchanged(policy: ChunkPolicy, dataset: ChunkDataset) -> bool:
+    """Whether the encoder in training says what it says otherwise: no crops, no dropout."""
+    obs, rng = dataset.batch(torch.arange(min(8, len(dataset)))).obs, BatchRng(0, policy.device)
+    trained = policy.train().encode(obs, rng)
+    return torch.equal(trained, policy.eval().encode(obs))
 
 
 @torch.no_grad()

@@ -133,6 +133,10 @@ class ConsistencyHead(Head):
         """Times of ``chain``."""
         return [self._levels[i][0] for i in self.chain()]
 
+    def start(self, noise: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+        """``noise_scale`` times the path's."""
+        return self._levels[0][2] * self.noise_scale * noise
+
     def clean(
         self, z: Float[Tensor, "b h da"], t: float | Float[Tensor, " b"], prepared: Any, *, clip: bool = True
     ) -> Float[Tensor, "b h da"]:
@@ -176,7 +180,7 @@ class ConsistencyHead(Head):
         ask, action = self.ask(self.network.prepare(cond)), None
         for i, eps in zip(self.chain(), noise.unbind(1) if self.n_noise else [noise], strict=True):
             _, alpha, sigma = now = self._levels[i]
-            z = sigma * self.noise_scale * eps if action is None else alpha * action + sigma * eps
+            z = self.start(eps) if action is None else alpha * action + sigma * eps
             action = self.to_data(z, now, ask)
             if self.clip_sample:
                 action = action.clamp(-1, 1)

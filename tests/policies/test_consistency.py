@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_solvers_have_their_order(solver, order):
         levels = [torch.full((50,), 0.9 - 0.6 * i / n) for i in range(n + 1)]
         path = [(t, 1 - t[:, None, None], t[:, None, None]) for t in levels]
         x = z
-        for now, then in zip(path, path[1:], strict=False):
+        for now, then in pairwise(path):
             x = teaching.step(x, now, then)
         errors.append(float((x - gaussian.move(z, path[0], path[-1])).abs().mean()))
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.25)
