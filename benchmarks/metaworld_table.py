@@ -35,12 +35,12 @@ HEADER = (
 
 def job(root: Path, size: str, task: str, seed: int, method: str, overrides: list[str]) -> None:
     """One run, and the one it starts from."""
-    options = [f"experiment={method}_metaworld", f"size={size}", f"seed={seed}", *overrides]
+    options = [f"experiment={method}_metaworld", f"seed={seed}", *overrides]
     if method in DISTILLED:
         job(root, size, task, seed, DISTILLED[method], overrides)
         options.append(f"base={root / f'{task}-{DISTILLED[method]}-s{seed}'}")
     else:
-        options.append(f"task.name={task}")
+        options += [f"task.name={task}", f"size={size}"]
     evaluation = ["eval.n_episodes=100", "eval.every_n_episodes=20", "eval.n_videos=0", "eval.n_envs=1"]
     updates = 3000 if size == "small" else 48000
     ensure_run(root / f"{task}-{method}-s{seed}", [*options, *evaluation, f"eval.every={updates // N_EVALUATIONS}"])

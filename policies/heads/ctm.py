@@ -26,8 +26,7 @@ class TrajectoryHead(ConsistencyHead):
 
     Args:
         skip: levels from t to u; 1 in Consistency Policy.
-        dsm: weight of L_DSM; 1 in Consistency Policy. It draws single jumps to the commonest mode: the pseudo-Huber
-            distance to all data that fit z_t is least at their median.
+        dsm: weight of L_DSM; 1 in Consistency Policy. On a mixture of two modes single jumps then missed the rarer one.
         common: the rest of ConsistencyHead's.
     """
 

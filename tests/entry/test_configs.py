@@ -23,7 +23,7 @@ CHOICES = [(group, name) for group, names in groups().items() for name in names]
 def test_every_choice_composes(group, name):
     config = load_config("train", [f"{group}={name}"])
     assert config["algo"]["batch_size"] >= 1
-    if group not in ("experiment", "encoder"):
+    if group not in ("experiment", "encoder", "size"):
         assert config[group]["name" if group != "task" else "suite"] == name
 
 
@@ -39,6 +39,7 @@ IMPROVES = {  # experiments that start from another one's policy
     "improve": "improve_base", "residual_paper": "improve_base", "dsrl_paper": "improve_base",
     "residual_ppo_paper": "improve_base", "dppo_paper": "dppo_base",
     "manicm_paper": "improve_base", "consistency_policy_paper": "improve_base",
+    "consistency_metaworld": "dp3_metaworld",
 }  # fmt: skip
 FROM_NOTHING = ("rlpd_paper", "sac_paper")
 OFF_POLICY = ["algo.learning_starts=6", "algo.hidden=[16]", "algo.critic_hidden=[16]"]
@@ -52,7 +53,13 @@ def run_briefly(server, root, folder, name, *more):
     return server.train(*argv, f"data.root={root}", f"run_dir={folder}").summary
 
 
-@pytest.mark.parametrize("name", groups()["experiment"])
+def slow_but_one(name):
+    """Of those on Meta-World, which differ in the head."""
+    slow = name.endswith("_metaworld") and name != "consistency_metaworld"
+    return pytest.param(name, marks=pytest.mark.slow) if slow else name
+
+
+@pytest.mark.parametrize("name", map(slow_but_one, groups()["experiment"]))
 def test_experiment_runs(server, root, tmp_path, name):
     updates = ["algo.train_steps=2", "algo.save_every=1"]
     few = ["algo.env_steps=12", "algo.n_envs=2", *(ON_POLICY if "ppo" in name else OFF_POLICY)]
@@ -60,11 +67,12 @@ def test_experiment_runs(server, root, tmp_path, name):
         summary = run_briefly(server, root, tmp_path / "run", name, "data.n_demos=2", *few)
         assert summary["step"] == 12
     else:
-        brief = ["data.n_demos=2", *updates]
-        summary = run_briefly(server, root, tmp_path / "run", IMPROVES.get(name, name), *brief)
+        first = IMPROVES.get(name, name)
+        brief = ["data.n_demos=2", *updates, *(["network.size=tiny"] if first.endswith("_metaworld") else [])]
+        summary = run_briefly(server, root, tmp_path / "run", first, *brief)
         assert summary["step"] == 2
     if name in IMPROVES:
-        distils = name in ("manicm_paper", "consistency_policy_paper")
+        distils = name.startswith(("manicm", "consistency"))
         few = updates if distils else few
         summary = run_briefly(server, root, tmp_path / "next", name, f"base={tmp_path / 'run'}", *few)
         assert summary["step"] >= (2 if distils else 12)  # whole decisions
