@@ -39,17 +39,27 @@ class ToyEnv:
         reward: str = "sparse",
         terminate_on_success: bool = True,
         obstacle: float = 0.0,
+        either_side: bool = False,
         image_size: int = 16,
         name: str = "toy",
     ):
-        """``reward``: "sparse" (1 at the first success) or "dense" (minus the distance). Raises ConfigError."""
+        """A toy.
+
+        Args:
+            reward: "sparse" (1 at the first success) or "dense" (minus the distance).
+            either_side: the expert passes the obstacle on a side drawn for the episode, which nobody sees beforehand;
+                otherwise on the nearer one.
+
+        Raises:
+            ConfigError: an unknown observation or reward.
+        """
         for key in obs:
             if key not in _FIELDS:
                 raise ConfigError(f"The toy has no observation '{key}'. {nearest(key, list(_FIELDS))}")
         if reward not in ("sparse", "dense"):
             raise ConfigError(f"reward is 'sparse' or 'dense', not '{reward}'.")
         self._length, self._radius, self._speed = episode_length, radius, speed
-        self._obstacle, self._pixels = obstacle, image_size
+        self._obstacle, self._either, self._pixels = obstacle, either_side, image_size
         self._dense, self._terminate = reward == "dense", terminate_on_success
         fields = {**_FIELDS, "rgb_top": FieldSpec((image_size, image_size, 3), "uint8", "rgb")}
         self.spec = TaskSpec(
@@ -61,15 +71,17 @@ class ToyEnv:
                 "suite": "toy", "name": name,
                 "obs": list(obs), "episode_length": episode_length, "radius": radius, "speed": speed,
                 "reward": reward, "terminate_on_success": terminate_on_success, "obstacle": obstacle,
-                "image_size": image_size,
+                "image_size": image_size, **({"either_side": True} if either_side else {}),
             },
         )  # fmt: skip
         self._position = self._goal = np.zeros(2)
-        self._steps, self._succeeded = 0, False
+        self._steps, self._succeeded, self._side = 0, False, 0.0
 
     def reset(self, seed: int) -> Frame:
         """Draw position and goal."""
-        self._position, self._goal = np.random.default_rng(seed).uniform(-1, 1, (2, 2))
+        rng = np.random.default_rng(seed)
+        self._position, self._goal = rng.uniform(-1, 1, (2, 2))
+        self._side = rng.choice([-1.0, 1.0]) if self._either else 0.0
         if self._obstacle:
             self._position[0], self._goal[0] = self._position[0] / 8 - 0.875, self._goal[0] / 8 + 0.875
         self._steps, self._succeeded = 0, False
@@ -114,7 +126,7 @@ class ToyEnv:
         """Straight to the goal, or past the obstacle on the nearer side."""
         towards = self._goal - self._position
         if self._obstacle and self._position[0] < 0.0:
-            side = 1.0 if self._position[1] + self._goal[1] >= 0 else -1.0
+            side = self._side or (1.0 if self._position[1] + self._goal[1] >= 0 else -1.0)
             towards = np.array([0.1, side * (self._obstacle + 0.15)]) - self._position
         return np.clip(towards / self._speed, -1, 1).astype(np.float32)
 

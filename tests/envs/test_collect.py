@@ -142,3 +142,21 @@ def test_no_expert_no_demonstrations(tmp_path, monkeypatch):
     monkeypatch.delattr(envs.toy.ToyEnv, "expert_action")
     with pytest.raises(ConfigError, match="no scripted expert"):
         collect_demos(TOY, tmp_path / "demos", 1, SEED, n_workers=0)
+
+
+def test_an_expert_that_goes_either_way():
+    """Both sides of the toy's obstacle are taken, from starts that look the same; an episode keeps to its side."""
+    env = make_env({"suite": "toy", "obs": ["state"], "obstacle": 0.4, "either_side": True, "episode_length": 60})
+    sides = []
+    for seed in range(40):
+        env.reset(seed)
+        path = []
+        for _ in range(60):
+            path.append(env.observe()["state"][:2])
+            if env.step(env.expert_action()).terminated:
+                break
+        else:
+            pytest.fail(f"no success from seed {seed}")
+        middle = min(path, key=lambda p: abs(p[0]))
+        sides.append(np.sign(middle[1]))
+    assert 10 < sides.count(1.0) < 30
