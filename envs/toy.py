@@ -81,7 +81,9 @@ class ToyEnv:
         """Draw position and goal."""
         rng = np.random.default_rng(seed)
         self._position, self._goal = rng.uniform(-1, 1, (2, 2))
-        self._side = rng.choice([-1.0, 1.0]) if self._either else 0.0
+        if self._either:  # from where both ways are free
+            self._side = rng.choice([-1.0, 1.0])
+            self._position[1], self._goal[1] = self._position[1] / 4, self._goal[1] / 4
         if self._obstacle:
             self._position[0], self._goal[0] = self._position[0] / 8 - 0.875, self._goal[0] / 8 + 0.875
         self._steps, self._succeeded = 0, False
@@ -125,7 +127,7 @@ class ToyEnv:
     def expert_action(self) -> np.ndarray:
         """Straight to the goal, or past the obstacle on the nearer side."""
         towards = self._goal - self._position
-        if self._obstacle and self._position[0] < 0.0:
+        if self._obstacle and self._position[0] < (0.05 if self._either else 0.0):
             side = self._side or (1.0 if self._position[1] + self._goal[1] >= 0 else -1.0)
             towards = np.array([0.1, side * (self._obstacle + 0.15)]) - self._position
         return np.clip(towards / self._speed, -1, 1).astype(np.float32)
