@@ -195,7 +195,13 @@ def test_distilled_critic_is_the_critic_of_the_chunk(make_base, store):
 
 
 @pytest.mark.parametrize(
-    ("variant", "steer"), [("na", "chunk"), ("na", "offset"), ("sac", "vector"), ("sac", "offset")]
+    ("variant", "steer"),
+    [
+        ("na", "offset"),
+        ("sac", "offset"),
+        pytest.param("na", "chunk", marks=pytest.mark.slow),
+        pytest.param("sac", "vector", marks=pytest.mark.slow),
+    ],
 )
 def test_resumes_bit_exactly(make_base, store, variant, steer):
     def learner():

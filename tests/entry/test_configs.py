@@ -53,13 +53,12 @@ def run_briefly(server, root, folder, name, *more):
     return server.train(*argv, f"data.root={root}", f"run_dir={folder}").summary
 
 
-def slow_but_one(name):
-    """Of those on Meta-World, which differ in the head."""
-    slow = name.endswith("_metaworld") and name != "consistency_metaworld"
-    return pytest.param(name, marks=pytest.mark.slow) if slow else name
+def some_slow(name):
+    """Methods run in other tests as well, with options of their own."""
+    return pytest.param(name, marks=pytest.mark.slow) if name.endswith(("_metaworld", "_paper")) else name
 
 
-@pytest.mark.parametrize("name", map(slow_but_one, groups()["experiment"]))
+@pytest.mark.parametrize("name", map(some_slow, groups()["experiment"]))
 def test_experiment_runs(server, root, tmp_path, name):
     updates = ["algo.train_steps=2", "algo.save_every=1"]
     few = ["algo.env_steps=12", "algo.n_envs=2", *(ON_POLICY if "ppo" in name else OFF_POLICY)]

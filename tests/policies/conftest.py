@@ -137,7 +137,9 @@ def pytest_collection_modifyitems(items):
     def slow(item):
         params = item.callspec.params if hasattr(item, "callspec") else {}
         usual = [params.get("store") == ("state",), params.get("network") == "mlp", params.get("policy_name") == "flow"]
-        return item.originalname == "test_overfits_one_batch" and sum(usual) < 2
+        if item.originalname == "test_overfits_one_batch":
+            return sum(usual) < 2 or params["network"] == "unet1d"
+        return False
 
     items[:] = [item for item in items if wanted(item)]
     for item in items:

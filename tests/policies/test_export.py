@@ -18,6 +18,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow  # the one of tests/entry/test_commands.py is not
 @pytest.mark.parametrize(("keys", "head", "network", "options"), CASES)
 def test_the_file_answers_alike(tmp_path, keys, head, network, options):
     store = make_store(tmp_path / "d.zarr", keys)

@@ -137,7 +137,10 @@ LEARNERS = {
 }
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+QUICK = ("flow", "meanflow")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LEARNERS])
 def test_learns_two_modes(name):
     """Samples land near a mode, and both modes get their share."""
     make, updates, near, tolerance = LEARNERS[name]
