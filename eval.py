@@ -33,8 +33,10 @@ from envs.video import write_video
 from envs.worker import Film
 from launch.processes import join_processes
 from launch.terminal import Bar, Interrupted, console, run_main
+from policies.build import construct
 from policies.checkpoint import check_contract, find_checkpoint, load_policy, read_config
 from policies.export import export_onnx
+from policies.inference.composed import Composed
 from policies.inference.execution import build_execution, count_evaluations
 from policies.inference.smoothness import smoothness
 from policies.policy import Policy
@@ -151,6 +153,17 @@ def refuse_seen(seeds: Sequence[int], demo_seeds: Sequence[int]) -> None:
         )
 
 
+def composed(
+    policy: Policy, compose: Mapping[str, Any], device: torch.device, n_action_steps: int | None
+) -> tuple[Policy, list[int]]:
+    """``policy`` and the one of compose.checkpoint as one, and the latter's demonstrations."""
+    folder = find_checkpoint(compose["checkpoint"])
+    other = load_policy(folder, device=device, n_action_steps=n_action_steps)
+    options = {k: v for k, v in compose.items() if k != "checkpoint"}
+    together = construct(Composed, options, "compose", a=policy, b=other)
+    return together, read_config(folder)["meta"].get("demo_seeds", [])
+
+
 def export(config: Mapping[str, Any], folder: Path, policy: Policy, frame: Frame) -> int:
     """``export=onnx``: the file, and how it compares; runs no episodes."""
     if config["export"] != "onnx":
@@ -181,6 +194,11 @@ def main(argv: list[str]) -> int:
         n_action_steps=config["n_action_steps"],
         black_box=config["black_box"],
     )
+    seen = list(read_config(folder)["meta"].get("demo_seeds", []))
+    compose = set_options(config["compose"])
+    if "checkpoint" in compose:
+        policy, more = composed(policy, compose, device, config["n_action_steps"])
+        seen += more
     execution = set_options(config["execution"])
     policy = build_execution(policy, execution)
     env_args = {**policy.spec.env_args, **set_options(config["task"])}
@@ -189,7 +207,7 @@ def main(argv: list[str]) -> int:
         if config["export"] is not None:
             return export(config, folder, policy, env.reset(config["seed"]))
     seeds = [config["seed"] + i for i in range(config["n_episodes"])]
-    refuse_seen(seeds, read_config(folder)["meta"].get("demo_seeds", []))
+    refuse_seen(seeds, seen)
     with (
         Bar(f"evaluating {env.spec.name}", len(seeds), enabled=processes.is_main_process) as bar,
         count_evaluations(policy) as count,
@@ -207,7 +225,7 @@ def main(argv: list[str]) -> int:
     if not processes.is_main_process:
         return 0
     summary = {**summarise(results), "task": env.spec.name, "checkpoint": str(config["checkpoint"])}
-    summary["execution"] = executed
+    summary |= {"execution": executed, **({"compose": compose} if "checkpoint" in compose else {})}
     out = Path(config["out"] or folder.parent / "evaluations" / f"seed{seeds[0]}-n{len(seeds)}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "eval.json").write_text(json.dumps(summary) + "\n")

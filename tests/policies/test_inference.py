@@ -1,5 +1,6 @@
 """Methods that sample differently from a trained head: real-time chunking, warm starts, ensembles, composition."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,13 +12,14 @@ from policies.heads.diffusion import DiffusionHead
 from policies.heads.edm import EDMHead
 from policies.heads.flow import FlowHead
 from policies.inference.compose import ancestral, check_compatible, compose, noise_shape, translate
+from policies.inference.composed import Composed
 from policies.inference.ensemble import ensemble
 from policies.inference.execution import EXECUTIONS, build_execution, count_evaluations
 from policies.inference.realtime import guidance_weight, guided, inpaint, rtc, soft_mask
 from policies.inference.smoothness import jerk, jumps, smoothness
 from policies.inference.walk import chunk_noise, prepare, shift, walk
 from policies.inference.warm_start import last_times, rti
-from tests.policies.conftest import make, make_batch
+from tests.policies.conftest import make, make_batch, make_store
 
 WALKED = ["diffusion-sample", "diffusion-epsilon", "flow", "edm"]  # their own samplers take the steps of ``walk``
 
@@ -444,3 +446,28 @@ def test_walk_takes_the_samplers_steps(state_store, obs):
             policy.head, noise, policy.head.schedule(), lambda z, t: policy.head.clean(z, t, prepared, clip=False)
         )
         torch.testing.assert_close(chunk, policy.sample(obs, noise=noise))
+
+
+def test_composed_with_itself_is_itself_and_sees_what_both_see(tmp_path):
+    a = make(make_store(tmp_path / "a.zarr", ("state",)), "flow").eval()
+    noise = a.draw_noise(3)
+    store = make_store(tmp_path / "b.zarr", ("pointcloud", "state"))
+    obs = make_batch(store, 3).obs
+    torch.testing.assert_close(Composed(a, a).act(obs, noise=noise), a.act(obs, noise=noise))
+    b = make(store, "diffusion-sample", clip_sample=False).eval()
+    b.normaliser.load_state_dict({**b.normaliser.state_dict(), **a.normaliser.state_dict()})
+    both = Composed(a, b, weight=1.0)
+    assert set(both.spec.obs) == {"state", "pointcloud"}
+    torch.testing.assert_close(both.act(obs, noise=noise), a.act(obs, noise=noise))
+    assert not torch.allclose(Composed(a, b, weight=0.3).act(obs, noise=noise), a.act(obs, noise=noise))
+    with pytest.raises(ContractError, match="needs observation 'pointcloud'"):
+        both.act({"state": obs["state"]}, noise=noise)
+    with pytest.raises(ContractError, match="not trained"):
+        both.loss(make_batch(store, 3))
+
+
+def test_composed_policies_do_the_same_task(state_store):
+    a, b = make(state_store).eval(), make(state_store).eval()
+    b.spec = dataclasses.replace(b.spec, env_args={"suite": "toy", "speed": 2})
+    with pytest.raises(ContractError, match=r"differ in speed \(None, 2\), suite \(None, toy\)"):
+        Composed(a, b)
