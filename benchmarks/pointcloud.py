@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from envs.cloud import depth_to_cloud
+from data.cloud import depth_to_cloud
 from envs.metaworld import DEFAULT_CAMERAS, MetaWorldEnv
 from envs.render import GLRenderer, backend
 

@@ -22,7 +22,9 @@ class Normaliser(nn.Module):
     """Per key an affine map of the last dimension: ``(x - centre) / scale``.
 
     "minmax" maps the range seen in the data to [-1, 1], "meanstd" to zero mean and unit variance, "identity" changes
-    nothing. A dimension with (almost) no range is only shifted: its constant goes to 0 and comes back exactly.
+    nothing. A dimension with (almost) no range is only shifted: its constant goes to 0 and comes back exactly. Of
+    actions such a dimension is also scaled by ``range_eps``: it stays within that of its constant, whatever comes out
+    of a network.
 
     Buffers, all float32 (D,), named ``<key>/centre``, ``/scale``, ``/min``, ``/max``, ``/mean``, ``/std`` (a "." in a
     key is written "%2E"; "identity" has none). Together with ``modes`` they are the whole state.
@@ -55,7 +57,10 @@ class Normaliser(nn.Module):
             else:
                 centre, scale = s["mean"], s["std"]
             s["centre"] = torch.where(constant, s["min"], centre)
-            s["scale"] = torch.where(constant, torch.ones_like(scale), scale)
+            # What a network adds to an action that never varied must not move the robot; an observation that never
+            # varied may do so later.
+            still = torch.full_like(scale, range_eps if key == "action" else 1.0)
+            s["scale"] = torch.where(constant, still, scale)
             for name, value in s.items():
                 self.register_buffer(_buffer(key, name), value.float())
 

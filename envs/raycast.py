@@ -11,8 +11,8 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from data.cloud import Camera, Workspace, depth_to_cloud, even_subsample
 from data.errors import ConfigError, nearest
-from envs.cloud import Camera, Workspace, depth_to_cloud, even_subsample
 from envs.surface import surface_balls
 
 VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], dtype=np.uint8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from envs.cloud import Camera
+from data.cloud import Camera
 from envs.raycast import cast, depth_image, visible_geoms
 
 _BACKGROUND = np.array([0.93, 0.94, 0.95])

@@ -103,3 +103,16 @@ def test_shrunk_dimensions_lie_closer_together_and_come_back(store):
     for dims, factor in [([9], 2.0), ([0], 0.5)]:
         with pytest.raises(ConfigError, match="cannot be shrunk"):
             normaliser.shrink("action", dims, factor)
+
+
+def test_an_action_that_never_varied_stays_still(tmp_path):
+    """A joint that demonstrations held must not tremble with the network's errors."""
+    modes = {"action": "minmax", "state": "minmax"}
+    low, high = torch.tensor([1.5, -1.0]), torch.tensor([1.5 + 1e-5, 1.0])
+    numbers = {"min": low, "max": high, "mean": (low + high) / 2, "std": (high - low) / 4}
+    normaliser = Normaliser(modes, {"action": numbers, "state": numbers})
+    out = normaliser.unnormalise("action", torch.tensor([[0.7, 0.7], [-1.0, -1.0]]))
+    assert (out[:, 0] - 1.5).abs().max() < 1.01e-4
+    torch.testing.assert_close(out[:, 1], torch.tensor([0.7, -1.0]))
+    torch.testing.assert_close(normaliser.normalise("action", low), torch.tensor([0.0, -1.0]))
+    torch.testing.assert_close(normaliser.normalise("state", torch.tensor([2.5, 0.5])), torch.tensor([1.0, 0.5]))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.cloud import Camera, Workspace, depth_to_cloud, even_subsample
+from data.cloud import Camera, Workspace, depth_to_cloud, even_subsample
 from envs.make import make_env
 from envs.metaworld import MetaWorldEnv
 from envs.raycast import PointCloudSensor, cast, depth_image, make_workspace, scene_camera, visible_geoms
