@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
-from data.errors import ConfigError, nearest
+from data.construct import construct, lookup
 from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from policies.chunk_policy import ChunkPolicy
@@ -27,8 +26,6 @@ from policies.networks.dit import DiT
 from policies.networks.mlp import ResidualMLP
 from policies.networks.transformer import Transformer
 from policies.networks.unet1d import UNet1d
-
-T = TypeVar("T")
 
 HEADS: dict[str, type[Head]] = {
     "consistency": ConsistencyHead,
@@ -61,34 +58,6 @@ NORMALISER_MODES = {
     "goal": "minmax",
     "language": "identity",
 }
-
-
-def lookup(registry: Mapping[str, T], name: str, where: str) -> T:
-    """``registry[name]``, or a ConfigError with the nearest names."""
-    if name not in registry:
-        raise ConfigError(f"Unknown {where} '{name}'. {nearest(name, list(registry))}")
-    return registry[name]
-
-
-def option_names(factory: Callable[..., Any]) -> list[str]:
-    """The parameters of ``factory``; where a class hands its **keywords on, its parent's as well."""
-    parameters = inspect.signature(factory).parameters.values()
-    names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    if len(names) < len(parameters) and inspect.isclass(factory) and factory.__base__ is not None:
-        names += [name for name in option_names(factory.__base__) if name not in names]
-    return names
-
-
-def construct(factory: Callable[..., T], args: Mapping[str, Any], where: str, **given: Any) -> T:
-    """``factory(**given, **args)``; an unknown, missing or bad argument becomes a ConfigError that names it."""
-    known = [name for name in option_names(factory) if name not in given]
-    for name in args:
-        if name not in known:
-            raise ConfigError(f"Unknown option '{where}.{name}'. {nearest(name, known)}")
-    try:
-        return factory(**given, **args)
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f"{where}: {e}.") from e
 
 
 def normaliser_modes(spec: TaskSpec, action: str = "minmax") -> dict[str, str]:

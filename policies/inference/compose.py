@@ -52,6 +52,14 @@ def check_compatible(a: ChunkPolicy, b: ChunkPolicy) -> None:
             )
 
 
+def check_options(mode: str, weight: float) -> None:
+    """Raises ValueError where ``compose`` knows no such mode or weight."""
+    if mode not in ("convex", "and", "or"):
+        raise ValueError(f"mode must be convex, and or or, not {mode!r}")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight={weight} must lie in [0, 1]")
+
+
 def noise_shape(policy: ChunkPolicy, mode: Mode) -> tuple[int, ...]:
     """Of one composed sample: (H, Da), or (K, H, Da) for the stochastic sampler of "and" and "or"."""
     shape = (policy.horizon, policy.action_dim)
@@ -78,10 +86,7 @@ def compose(
             "and", where both are equally dense, whatever the weight.
         weight: of ``a``.
     """
-    if mode not in ("convex", "and", "or"):
-        raise ValueError(f"mode must be convex, and or or, not {mode!r}")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight={weight} must lie in [0, 1]")
+    check_options(mode, weight)
     prepared_a, prepared_b = prepare(a, obs), prepare(b, obs)
 
     def by_a(z: Tensor, t: float) -> Tensor:

@@ -11,7 +11,7 @@ from data.chunks import ChunkBatch
 from data.errors import ConfigError, ContractError
 from data.spec import TaskSpec
 from policies.chunk_policy import ChunkPolicy
-from policies.inference.compose import Mode, check_compatible, compose, noise_shape
+from policies.inference.compose import Mode, check_compatible, check_options, compose, noise_shape
 from policies.policy import Metrics, Obs, Policy
 from policies.rng import BatchRng
 
@@ -29,10 +29,7 @@ class Composed(Policy):
             raise ConfigError(
                 f"compose needs heads to step: {type(a).__name__} and {type(b).__name__} are not imitation."
             )
-        if mode not in ("convex", "and", "or"):
-            raise ValueError(f"mode must be convex, and or or, not {mode!r}")
-        if not 0 <= weight <= 1:
-            raise ValueError(f"weight={weight} must lie in [0, 1]")
+        check_options(mode, weight)
         check_compatible(a, b)
         super().__init__(union(a.spec, b.spec), a.n_obs_steps, a.horizon, a.n_action_steps)
         self.a, self.b, self.weight = a, b, weight

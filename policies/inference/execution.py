@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.chunks import ChunkBatch, executed_slice
+from data.construct import construct, lookup
 from data.errors import ConfigError
-from policies.build import construct, lookup
 from policies.chunk_policy import ChunkPolicy
 from policies.heads.head import Head
 from policies.inference.ensemble import ensemble
@@ -52,6 +52,8 @@ class Execution(Policy):
         delay: control steps between an observation and its chunk's first executed action.
     """
 
+    continues = False  # whether ``follow`` looks at the chunk before
+
     def __init__(self, policy: ChunkPolicy, *, delay: int = 0):
         super().__init__(policy.spec, policy.n_obs_steps, policy.horizon, policy.n_action_steps)
         ta, needed = policy.n_action_steps, policy.n_obs_steps - 1 + policy.n_action_steps + delay
@@ -65,8 +67,26 @@ class Execution(Policy):
         self.policy, self.delay = policy, delay
 
     @abstractmethod
-    def follow(self, obs: Obs, memory: Memory, generator: torch.Generator | None) -> Float[Tensor, "b h da"]:
-        """The next chunk, normalised, asked for n_action_steps after the last one."""
+    def follow(
+        self,
+        obs: Obs,
+        previous: Float[Tensor, "b h da"],
+        generator: torch.Generator | None,
+        *,
+        delay: int,
+        since: int,
+        past_known: bool = True,
+    ) -> Float[Tensor, "b h da"]:
+        """The next chunk, normalised.
+
+        Args:
+            obs: (B, To, *shape), environment units.
+            previous: what is being executed, normalised, as it was when it was asked for.
+            generator: of the noise.
+            delay: control steps that ``previous`` goes on for.
+            since: control steps since ``previous`` was asked for.
+            past_known: the actions before ``obs`` in ``previous`` are those that were executed.
+        """
 
     @torch.no_grad()
     def act_from(
@@ -79,7 +99,7 @@ class Execution(Policy):
             plan = chunk = self.policy.sample(obs, noise=self.policy.draw_noise(n, generator))
             older = []
         else:
-            chunk = self.follow(obs, memory, generator)
+            chunk = self.follow(obs, memory.plan, generator, delay=self.delay, since=self.n_action_steps)
             known = self.n_obs_steps - 1 + self.delay
             plan = torch.cat(
                 [shift(memory.plan, self.n_action_steps)[:, :known], self.merge(chunk, memory)[:, known:]], 1
@@ -119,10 +139,18 @@ class Execution(Policy):
 class Asynchronous(Execution):
     """Switches to the new chunk as it comes ("naive asynchronous"); without a delay the usual execution."""
 
-    def follow(self, obs: Obs, memory: Memory, generator: torch.Generator | None) -> Float[Tensor, "b h da"]:
+    def follow(
+        self,
+        obs: Obs,
+        previous: Float[Tensor, "b h da"],
+        generator: torch.Generator | None,
+        *,
+        delay: int,
+        since: int,
+        past_known: bool = True,
+    ) -> Float[Tensor, "b h da"]:
         """A chunk of its own."""
-        n = len(memory.plan)
-        return self.policy.sample(obs, noise=self.policy.draw_noise(n, generator))
+        return self.policy.sample(obs, noise=self.policy.draw_noise(len(previous), generator))
 
 
 class Ensemble(Asynchronous):
@@ -151,23 +179,34 @@ class RealTime(Execution):
         beta, hold_past: see ``rtc``.
     """
 
+    continues = True
+
     def __init__(self, policy: ChunkPolicy, *, delay: int = 0, beta: float = 5.0, hold_past: bool = True):
         super().__init__(policy, delay=delay)
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta={beta} must be finite and not negative")
         self.beta, self.hold_past = beta, hold_past
 
-    def follow(self, obs: Obs, memory: Memory, generator: torch.Generator | None) -> Float[Tensor, "b h da"]:
+    def follow(
+        self,
+        obs: Obs,
+        previous: Float[Tensor, "b h da"],
+        generator: torch.Generator | None,
+        *,
+        delay: int,
+        since: int,
+        past_known: bool = True,
+    ) -> Float[Tensor, "b h da"]:
         """Inpainted."""
         return rtc(
             self.policy,
             obs,
-            memory.plan,
-            delay=self.delay,
-            execution_horizon=self.n_action_steps,
+            previous,
+            delay=delay,
+            execution_horizon=since,
             beta=self.beta,
-            hold_past=self.hold_past,
-            noise=chunk_noise(self.policy, len(memory.plan), generator),
+            hold_past=self.hold_past and past_known,
+            noise=chunk_noise(self.policy, len(previous), generator),
         )
 
 
@@ -179,6 +218,8 @@ class WarmStart(Execution):
         n_steps, start: see ``last_times``; start is a time in (0, 1].
         renoise, streaming, gripper_dims, gripper_factor: see ``rti``.
     """
+
+    continues = True
 
     def __init__(
         self,
@@ -204,20 +245,29 @@ class WarmStart(Execution):
         self.renoise, self.streaming = renoise, streaming
         self.gripper_dims, self.gripper_factor = list(gripper_dims), gripper_factor
 
-    def follow(self, obs: Obs, memory: Memory, generator: torch.Generator | None) -> Float[Tensor, "b h da"]:
+    def follow(
+        self,
+        obs: Obs,
+        previous: Float[Tensor, "b h da"],
+        generator: torch.Generator | None,
+        *,
+        delay: int,
+        since: int,
+        past_known: bool = True,
+    ) -> Float[Tensor, "b h da"]:
         """The shifted plan, denoised."""
         draws = self.renoise or self.streaming
         return rti(
             self.policy,
             obs,
-            memory.plan,
-            execution_horizon=self.n_action_steps,
+            previous,
+            execution_horizon=since,
             times=self.times,
             renoise=self.renoise,
             streaming=self.streaming,
             gripper_dims=self.gripper_dims,
             gripper_factor=self.gripper_factor,
-            noise=chunk_noise(self.policy, len(memory.plan), generator) if draws else None,
+            noise=chunk_noise(self.policy, len(previous), generator) if draws else None,
         )
 
 

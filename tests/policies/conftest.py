@@ -116,6 +116,12 @@ def state_store(tmp_path):
     return make_store(tmp_path / "demo.zarr", ("state",))
 
 
+@pytest.fixture
+def obs(state_store):
+    """Three windows of states."""
+    return make_batch(state_store, 3).obs
+
+
 def pytest_collection_modifyitems(items):
     """Every observation with two heads, or one, the others with states alone: heads see nothing but tokens.
 

@@ -17,7 +17,9 @@ from policies.heads.edm import EDMHead
 from policies.heads.flow import FlowHead
 from policies.networks.mlp import ResidualMLP
 from policies.rng import BatchRng
+from tests.policies import mixture
 from tests.policies.conftest import POLICIES, make, make_batch
+from tests.policies.mixture import MODES, SHARE
 from tests.policies.test_heads import COND
 
 FORMS = {"lcm": ConsistencyHead, "ctm": TrajectoryHead}
@@ -173,7 +175,7 @@ def test_students_levels_are_where_the_teacher_stops(state_store, name):
         torch.testing.assert_close(z, teacher.sample(obs, noise=noise), atol=1e-3, rtol=1e-3)
 
 
-MODES, SHARE, WIDTH = torch.tensor([[-0.7, -0.7], [0.7, 0.4]]), 0.25, 0.05
+WIDTH = 0.05
 
 
 def mixture_clean(z, alpha, sigma):
@@ -193,23 +195,9 @@ def test_distils_two_modes_into_one_evaluation(form):
     net = ResidualMLP(2, 1, (1, 1), hidden_dim=64, n_blocks=2, time_dim=16, time_scale=10.0, n_times=n_times)
     head = FORMS[form](net, denoiser=FlowHead(Asked()), n_levels=8, skip=2)
     head.lesson = Teaching(FlowHead(Velocity(mixture_clean)), "heun")
-    updates = 400
-    opt = torch.optim.Adam(head.parameters(), 5e-3)
-    fade = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.02, updates)
-    rng = BatchRng(0)
-    for _ in range(updates):
-        action = MODES[(rng.rand(128) < SHARE).long()][:, None] + WIDTH * rng.randn(128, 1, 2)
-        loss = head.loss(action, torch.zeros(128, 1, 1), torch.zeros(128, 1, dtype=torch.bool), rng)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        fade.step()
-    with torch.no_grad():
-        x = head.sample(torch.zeros(1000, 1, 1), rng.randn(1000, 1, 2))[:, 0]
-    distance = torch.cdist(x, MODES)
-    near, share = (distance.min(1).values < 0.2).float().mean(), (distance.argmin(1) == 1).float().mean()
-    assert near > 0.8, float(near)
-    assert abs(share - SHARE) < 0.08, float(share)
+    near, share = mixture.fit(head, width=WIDTH, updates=400, lr=5e-3, batch_size=128)
+    assert near > 0.8, near
+    assert abs(share - SHARE) < 0.08, share
 
 
 def test_huber_distance_has_its_gradient():

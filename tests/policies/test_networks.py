@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from algos.bc import BC
+from data.construct import construct, lookup
 from data.errors import ConfigError
-from policies.build import build_policy, construct, lookup
+from policies.build import build_policy
 from policies.encoders.augment import crop
 from policies.encoders.image import SpatialSoftmax
 from policies.encoders.obs import ObsEncoder

@@ -14,6 +14,7 @@ from policies.networks.mlp import ResidualMLP
 from policies.networks.transformer import Transformer
 from policies.networks.unet1d import UNet1d
 from policies.rng import BatchRng
+from tests.policies import mixture
 from tests.policies.test_heads import COND, Field, PointTarget
 
 SMALL = {"time_scale": 3.0, "n_times": 2}
@@ -145,26 +146,11 @@ def test_learns_two_modes(name):
     """Samples land near a mode, and both modes get their share."""
     make, updates, near, tolerance = LEARNERS[name]
     torch.manual_seed(0)
-    modes = torch.tensor([[-0.7, -0.7], [0.7, 0.4]])
     n_times = 2 if name in ("meanflow", "omp", "shortcut") else 1
     head = make(ResidualMLP(2, 1, (1, 1), hidden_dim=64, n_blocks=2, time_dim=16, time_scale=10.0, n_times=n_times))
-    opt = torch.optim.Adam(head.parameters(), 3e-3)
-    fade = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.02, updates)
-    rng = BatchRng(0)
-    for _ in range(updates):
-        action = modes[(rng.rand(256) < 0.25).long()][:, None] + 0.02 * rng.randn(256, 1, 2)
-        loss = head.loss(action, torch.zeros(256, 1, 1), torch.zeros(256, 1, dtype=torch.bool), rng)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        fade.step()
-    with torch.no_grad():
-        x = head.sample(torch.zeros(1000, 1, 1), rng.randn(1000, 1, 2))[:, 0]
-    distance = torch.cdist(x, modes)
-    share = (distance.argmin(1) == 1).float().mean()
-    found = (distance.min(1).values < 0.2).float().mean()
-    assert found > near, float(found)
-    assert abs(share - 0.25) < tolerance, float(share)
+    found, share = mixture.fit(head, width=0.02, updates=updates, lr=3e-3, batch_size=256)
+    assert found > near, found
+    assert abs(share - mixture.SHARE) < tolerance, share
 
 
 def test_dispersion_by_brute_force():
