@@ -8,8 +8,8 @@ critics (eq. 3-4 of the paper, REDQ's subset minimum):
 
 What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps,
 because at a high control rate one step's correction changes too little to be told from noise; a' is the better of the
-base's and the corrected next action (as in IBRL, Hu et al. 2023); the policy handed out stays the base until training
-episodes show that the corrections help (algos.trust).
+base's and the corrected next action (as in IBRL, Hu et al. 2023); the policy handed out is the actor's moving average,
+and the base until training episodes show that the corrections help (algos.trust).
 """
 
 from __future__ import annotations
@@ -70,13 +70,21 @@ class ResidualPolicy(WrappedPolicy):
         n, da = self.features.out_dim(), base.action_dim
         self.actor = EnsembleMLP(1, n + hold * da, da, hidden=hidden, layer_norm=layer_norm, final_scale=0.0)
 
-    def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b da"]:
-        """scale * pi(s, a_base), unit actions."""
-        return self.scale * torch.tanh(self.actor(torch.cat([features, base.flatten(1)], 1))[0])
+    def residual(
+        self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"], actor: EnsembleMLP | None = None
+    ) -> Float[Tensor, "b da"]:
+        """scale * pi(s, a_base), unit actions; pi is this policy's, or another ``actor``."""
+        return self.scale * self.squash((actor or self.actor)(torch.cat([features, base.flatten(1)], 1))[0])
 
-    def corrected(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
+    def squash(self, out: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+        """The network's output -> pi in [-1, 1]."""
+        return torch.tanh(out)
+
+    def corrected(
+        self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"], actor: EnsembleMLP | None = None
+    ) -> Float[Tensor, "b h da"]:
         """a_base + scale * pi, unit actions; the base's exactly where the correction is zero."""
-        return (base + self.residual(features, base)[:, None]).clamp(-1, 1)
+        return (base + self.residual(features, base, actor)[:, None]).clamp(-1, 1)
 
     @torch.no_grad()
     def act_from(
@@ -116,6 +124,8 @@ class Residual:
         actor_every: critic updates per actor update.
         tau: of the target critics.
         actor_lr, critic_lr: Adam's.
+        actor_ema: decay, per actor update, of the average of the actor that is handed out and that acts the episodes
+            without noise; 0 hands out the actor itself, as is always done where the encoder is learned.
         explore_std: of the Gaussian noise on corrections, as a part of half the action range; held as they are.
         target_std: of the smoothing noise on a' (TD3).
     """
@@ -143,6 +153,7 @@ class Residual:
         tau: float = 0.01,
         actor_lr: float = 1e-4,
         critic_lr: float = 3e-4,
+        actor_ema: float = 0.9995,
         learning_starts: int = 1000,
         warmup_steps: int = 3000,
         explore_std: float = 0.05,
@@ -168,7 +179,9 @@ class Residual:
         width = self.sight.critic_width + (hold + 1) * base.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor_optimiser = adam(self.policy.actor.parameters(), actor_lr)
+        self.actor = copy.deepcopy(self.policy.actor)  # learns; the policy's own follows
+        self.actor_ema = actor_ema if encoder == "frozen" else 0.0
+        self.actor_optimiser = adam(self.actor.parameters(), actor_lr)
         # Where the encoder is learned, it is learned with the critics.
         self.critic_optimiser = adam([*self.critic.parameters(), *features.parameters()], critic_lr)
         self.core = OffPolicy(
@@ -203,10 +216,11 @@ class Residual:
         if not self._now or fresh.any():
             self._begin(obs, fresh)
         features, base = self.sight.features(self._seen), self._now["base"]
-        action = torch.where(self.core.base_only[:, None, None], base, self.policy.corrected(features, base))
         noise = self.explore_std * torch.randn(len(base), 1, base.shape[2], generator=self.generator)
-        noise = torch.where(self.core.quiet[:, None, None], 0.0, noise)
-        self._now["action"] = (action + noise).clamp(-1, 1)
+        alone, quiet = self.core.base_only[:, None, None], self.core.quiet[:, None, None]
+        action = torch.where(alone, base, self.policy.corrected(features, base, self.actor)) + noise
+        handed_out = torch.where(alone, base, self.policy.corrected(features, base))
+        self._now["action"] = torch.where(quiet, handed_out, action).clamp(-1, 1)
         return self.policy.range.environment(self._now["action"])
 
     def _begin(self, obs: Obs, fresh: Tensor) -> None:
@@ -276,7 +290,7 @@ class Residual:
         """y: the better of the base's and the corrected next action, each by its minimum over m target critics."""
         obs, base = batch.next_obs, batch.extras["next_base"]
         noise = torch.randn(len(base), 1, base.shape[2], generator=self.generator).clamp(-2, 2) * self.target_std
-        corrected = (self.policy.corrected(obs["features"][:, 0], base) + noise).clamp(-1, 1)
+        corrected = (self.policy.corrected(obs["features"][:, 0], base, self.actor) + noise).clamp(-1, 1)
         both = torch.cat([self.judged(obs, base, corrected), self.judged(obs, base, base)])
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
         value = torch.stack(self.target(both, members)[..., 0].min(0).values.chunk(2)).max(0).values
@@ -292,7 +306,7 @@ class Residual:
     def update_actor(self, batch: Transition) -> Metrics:
         """L_pi; ``gain`` is what the critics say the corrections are worth."""
         obs, base = {k: v.detach() for k, v in batch.obs.items()}, batch.extras["base"]
-        residual = self.policy.residual(obs["features"][:, 0], base)
+        residual = self.policy.residual(obs["features"][:, 0], base, self.actor)
         with frozen(self.critic):
             q = self.critic(self.judged(obs, base, (base + residual[:, None]).clamp(-1, 1))).mean()
         with torch.no_grad():
@@ -300,24 +314,25 @@ class Residual:
         self.actor_optimiser.zero_grad(set_to_none=True)
         (-q).backward()
         self.actor_optimiser.step()
+        move_towards(self.policy.actor, self.actor, 1 - self.actor_ema)
         size = (residual.detach() / self.policy.scale).square().mean().sqrt()
         return {"gain": gain, "residual": size}
 
     # ------------------------------------------------------------------ state
 
-    _PARTS = ("critic", "target", "actor_optimiser", "critic_optimiser", "core", "queue")
+    _PARTS = ("actor", "critic", "target", "actor_optimiser", "critic_optimiser", "core", "queue")
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues training bit-exactly, but for the environments."""
         parts = {name: getattr(self, name).state_dict() for name in self._PARTS}
-        policy = {"actor": self.policy.actor.state_dict(), "features": self.policy.features.state_dict()}
+        policy = {"averaged": self.policy.actor.state_dict(), "features": self.policy.features.state_dict()}
         return {**parts, **policy, "now": self._now, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
         for name in self._PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.policy.actor.load_state_dict(state["actor"])
+        self.policy.actor.load_state_dict(state["averaged"])
         self.policy.features.load_state_dict(state["features"])
         self.policy.active.fill_(self.core.trust.active)
         self._now, self._seen = dict(state["now"]), dict(state["seen"])

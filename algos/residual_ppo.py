@@ -41,9 +41,9 @@ class ResidualGaussianPolicy(ResidualPolicy):
         """mu(s, a_base); ``base`` in unit actions."""
         return self.actor(torch.cat([features, base.flatten(1)], 1))[0]
 
-    def residual(self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"]) -> Float[Tensor, "b da"]:
-        """scale * mu(s, a_base), unit actions."""
-        return self.scale * self.mean(features, base)
+    def squash(self, out: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
+        """mu as it is: a Gaussian's mean has no bound."""
+        return out
 
 
 class ResidualPPO(OnPolicy):

@@ -120,7 +120,7 @@ def test_gate_finds_corrections_that_are_not_zero(make_base):
 
 def test_td_target_by_hand(make_base):
     learner = Residual(make_base(), 1, **SMALL, target_std=0.0, n_target_critics=3)
-    learned(learner.policy)
+    learner.actor.load_state_dict(learned(learner.policy).actor.state_dict())
     n, f = 6, learner.policy.features.out_dim()
     batch = Transition(
         obs={}, action=torch.zeros(n, 2), reward=torch.rand(n), discount=torch.rand(n), done=torch.zeros(n) > 0,
@@ -160,7 +160,7 @@ def test_critics_find_the_values_of_a_chain(make_base):
 
 def test_actor_climbs_its_critic(make_base):
     """Against Q = -|a - target|^2 the correction goes where the critic is highest, or as far as its scale allows."""
-    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2}, scale=0.3)
+    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2, "actor_ema": 0.9}, scale=0.3)
     target = torch.tensor([0.1, 0.9])
 
     class Known(torch.nn.Module):
@@ -177,6 +177,31 @@ def test_actor_climbs_its_critic(make_base):
         learner.update_actor(batch)
     got = learner.policy.corrected(batch.obs["features"][:, 0], batch.extras["base"]).mean((0, 1))
     torch.testing.assert_close(got.detach(), torch.tensor([0.1, 0.3]), atol=0.03, rtol=0)
+
+
+def test_the_policy_handed_out_follows_the_actor(make_base):
+    """Episodes without noise are acted by the average, the others by the actor that learns."""
+    learner = Residual(make_base(), 2, **SMALL, actor_ema=0.5, explore_std=0.0)
+    start = [p.detach().clone() for p in learner.policy.actor.parameters()]
+    for p in learner.actor.parameters():
+        p.data += torch.randn_like(p)
+    obs = {"features": torch.randn(8, 1, learner.policy.features.out_dim())}
+    batch = Transition(
+        obs=obs, action=torch.zeros(8, 1, 2), reward=torch.zeros(8), discount=torch.zeros(8),
+        done=torch.zeros(8) > 0, next_obs={}, extras={"base": torch.zeros(8, 1, 2)},
+    )  # fmt: skip
+    learner.update_actor(batch)
+    for before, mean, now in zip(start, learner.policy.actor.parameters(), learner.actor.parameters(), strict=True):
+        torch.testing.assert_close(mean, (before + now) / 2)
+    learner.core.env_steps = learner.core.warmup_steps
+    learner.core.base_fraction, learner.core.quiet_fraction = 0.0, 0.5
+    window = {"state": torch.randn(2, 2, 4)}
+    while learner.core.quiet.tolist() != [True, False]:
+        acted = learner.policy.range.unit(learner.explore(window, torch.ones(2) > 0))
+    seen, base = learner.policy.features(window), learner._now["base"]
+    torch.testing.assert_close(acted[:1], learner.policy.corrected(seen, base)[:1])
+    torch.testing.assert_close(acted[1:], learner.policy.corrected(seen, base, learner.actor)[1:])
+    assert not torch.allclose(acted[:1], learner.policy.corrected(seen, base, learner.actor)[:1])
 
 
 @pytest.mark.parametrize("hold", [1, 2])
