@@ -9,11 +9,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from data.errors import ConfigError, nearest
 
 CONFIG_DIR = Path(__file__).parent.resolve()
+# Sections that take entries which their file does not list; whoever they are for knows which there may be
+OPEN = ("cameras", "sensors", "robot", "simulator", "teleop", "recorder", "policy.overrides", "safety.limits")
 
 
 def groups() -> dict[str, list[str]]:
@@ -54,7 +56,25 @@ def _explain(name: str, overrides: list[str], error: Exception) -> str:
         sizes = OmegaConf.select(base, f"{key}s") if key.endswith(".size") else None
         if sizes is not None and value not in sizes:
             return f"Unknown {key} '{value}'. {nearest(value, list(sizes))}"
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key} has no default: give {error.full_key}=..."
     return " ".join(str(error).split())
+
+
+def _opened(name: str, overrides: list[str]) -> list[str]:
+    """``overrides`` with new entries of ``OPEN`` sections marked as hydra wants them."""
+    choices = groups()
+    keys = [o.partition("=")[0] for o in overrides]
+    if not any(k == s or k.startswith(f"{s}.") for k in keys for s in OPEN if k not in choices):
+        return overrides
+    base = _compose(name, [o for o in overrides if o.split("=")[0] in choices and _known_choice(o)])
+    known = _leaves(OmegaConf.to_container(base, resolve=False))
+    marked = []
+    for key, override in zip(keys, overrides, strict=True):
+        inside = [s for s in OPEN if (key == s or key.startswith(f"{s}.")) and OmegaConf.select(base, s) is not None]
+        new = inside and key not in known and not (key in choices and _known_choice(override))
+        marked.append(f"++{override}" if new else override)
+    return marked
 
 
 def _known_choice(override: str) -> bool:
@@ -70,6 +90,7 @@ def load_config(name: str, overrides: list[str]) -> dict[str, Any]:
     """
     try:
         OverridesParser.create().parse_overrides(overrides)
+        overrides = _opened(name, overrides)
         resolved = _resolve(_compose(name, overrides))
     except (HydraException, OmegaConfBaseException) as e:
         raise ConfigError(_explain(name, overrides, e)) from e
@@ -109,13 +130,16 @@ def check_at_least(minimum: int, config: dict[str, Any], names: list[str]) -> No
 
 def help_text(name: str, usage: str) -> str:
     """Groups with their choices and every option with its default and comment."""
-    lines = [usage.strip(), "", "Groups (group=choice):"]
-    if name == "train":
-        lines += [f"  {group:<12}{' | '.join(names)}" for group, names in groups().items()]
-    else:
-        lines.pop()
+    lines = [usage.strip()]
+    defaults = OmegaConf.select(OmegaConf.load(CONFIG_DIR / f"{name}.yaml"), "defaults") or []
+    known, used = groups(), [group for entry in defaults if not isinstance(entry, str) for group in entry]
+    if used:
+        lines += ["", "Groups (group=choice):", *(f"  {g:<12}{' | '.join(known[g])}" for g in used if g in known)]
     lines += ["", "Options (key=value):"]
-    lines += ["  " + line for line in (CONFIG_DIR / f"{name}.yaml").read_text().splitlines() if "defaults" not in line]
+    text = (CONFIG_DIR / f"{name}.yaml").read_text().splitlines()
+    lines += ["  " + line for line in text if "defaults" not in line and not line.startswith("  - ")]
+    if "_inference" in defaults:
+        lines += ["  " + line for line in (CONFIG_DIR / "_inference.yaml").read_text().splitlines()[1:]]
     if name == "train":
         for section in ("task", "policy", "network", "algo"):
             default = _compose(name, [])[section].get("name", "")

@@ -1,0 +1,1 @@
+"""A web page as a teleoperation device: gizmo, phone, WebXR controllers."""

@@ -1,0 +1,1 @@
+"""One file per device in a person's hand."""
