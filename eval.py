@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from configs.loader import check_at_least, help_text, load_config
+from data.construct import construct
 from data.errors import ConfigError
 from envs.base import Frame
 from envs.evaluate import Episode, EpisodeResult, evaluate, summarise
@@ -33,7 +34,6 @@ from envs.video import write_video
 from envs.worker import Film
 from launch.processes import join_processes
 from launch.terminal import Bar, Interrupted, console, run_main
-from policies.build import construct
 from policies.checkpoint import check_contract, find_checkpoint, load_policy, read_config
 from policies.export import export_onnx
 from policies.inference.composed import Composed

@@ -29,26 +29,26 @@ from algos.gate import check_gate
 from algos.learner import Learner
 from algos.residual import Residual
 from algos.residual_ppo import ResidualPPO
-from algos.sac import SAC, GaussianPolicy
 from configs.loader import help_text
 from data.chunks import ChunkDataset, ChunkSampler
+from data.construct import construct, lookup
 from data.episodes import EpisodeStore
 from data.errors import ConfigError
 from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from envs.chunk_env import ChunkEnv
 from envs.evaluate import summarise
-from envs.make import make_env
 from launch.base import base_and_demos
-from launch.demos import demonstrations, env_args_of, random_statistics
+from launch.demos import demonstrations
 from launch.distillation import Distilling
+from launch.from_nothing import WithoutBase
 from launch.history import History, crossed
 from launch.privileged import critic_features, unrecorded, with_observations
 from launch.run import Run
 from launch.session import Session
 from launch.start import read_config, start_accelerator
 from launch.terminal import Bar, Interrupted, StopSignal, console, run_main
-from policies.build import build_policy, construct, lookup, normaliser_modes
+from policies.build import build_policy, normaliser_modes
 from policies.checkpoint import wrapped_config
 from policies.chunk_policy import ChunkPolicy
 from policies.policy import Policy
@@ -297,33 +297,8 @@ class FineTuning(Session):
         return self.history.facts()
 
 
-class FromNothing(FineTuning):
-    """Reinforcement learning without a base: ``algo=sac``, and ``algo=rlpd`` with demonstrations."""
-
-    def start_from(
-        self, config: dict[str, Any], accelerator: Accelerator
-    ) -> tuple[Policy | None, TaskSpec, EpisodeStore | None]:
-        """The task, and demonstrations where they are asked for."""
-        if config["algo"]["demos"]:
-            store, task = demonstrations(config, accelerator)
-            return None, task, store
-        env = make_env(env_args_of(config))
-        env.close()
-        return None, env.spec, None
-
-    def make_learner(self, options: dict[str, Any]) -> Learner:
-        """A Gaussian policy and SAC around it."""
-        modes = normaliser_modes(self.task, action="identity")
-        if self.store is not None:
-            normaliser = Normaliser.fit(self.store, modes, episodes=np.arange(self.n_demos))
-        else:
-            normaliser = Normaliser(modes, random_statistics(self.task, self.config["seed"]))
-        hidden, layer_norm = options.pop("hidden"), options["layer_norm"]
-        policy = GaussianPolicy(
-            self.task, normaliser, n_obs_steps=self.config["n_obs_steps"], hidden=hidden, layer_norm=layer_norm
-        )
-        given = {"policy": policy, "n_envs": self.config["algo"]["n_envs"], "seed": self.config["seed"]}
-        return construct(SAC, options, "algo", **given)
+class FromNothing(WithoutBase, FineTuning):
+    """``algo=sac``, and ``algo=rlpd`` with demonstrations: the same loop."""
 
 
 SESSIONS: dict[str, Callable[[dict[str, Any], Run, Accelerator], Session]] = {

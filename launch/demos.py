@@ -57,7 +57,13 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
     if data["path"] is not None:
         store = EpisodeStore.open(data["path"])
         task = chosen_part(store, config["obs"]["keys"])
-        make_env(task.env_args).close()  # an environment that cannot be made shows here, before any work
+        if config["eval"]["n_episodes"]:
+            if task.env_args.get("suite") == "real":
+                raise ConfigError(
+                    f"{data['path']} was recorded on a robot: there is no simulation to evaluate in. Train with "
+                    "eval.n_episodes=0, and measure by python -m real_robot.deploy."
+                )
+            make_env(task.env_args).close()  # an environment that cannot be made shows here, before any work
         return store, task
     env_args = env_args_of(config)
     digest = hashlib.sha256(json.dumps(env_args, sort_keys=True).encode()).hexdigest()[:8]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from algos.distill import Distillation
 from data.chunks import ChunkBatch, ChunkDataset
+from data.construct import construct
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
 from data.spec import TaskSpec
@@ -20,7 +21,7 @@ from envs.evaluate import summarise
 from launch.base import base_and_demos
 from launch.session import Session
 from launch.terminal import StopSignal, console
-from policies.build import build_policy, construct
+from policies.build import build_policy
 from policies.chunk_policy import TOKENS, ChunkPolicy
 from policies.rng import BatchRng
 

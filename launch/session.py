@@ -181,6 +181,8 @@ class Session(ABC):
 
     def evaluate(self, stop: StopSignal, *, final: bool) -> dict[str, Any]:
         """Success of the policy; the final evaluation also writes eval.json and videos."""
+        if not self.config["eval"]["n_episodes"]:
+            return {"task": self.task.name, "step": self.step, "n_episodes": 0, "success_rate": None}
         label = "final evaluation" if final else "evaluation"
         n_videos = self.config["eval"]["n_videos"] if final else 0
         results = self.run_episodes(self.policy, self.eval_seeds(final=final), stop, label, n_videos)
@@ -200,10 +202,13 @@ class Session(ABC):
         run, config = self.run, self.config
         names = (self.task.name, config["obs"]["name"], config["policy"]["name"], config["algo"]["name"])
         learning_curve(run.records(), run.path / "learning_curve.png", ", ".join(names), f"{self.unit}s")
-        low, high = summary["success_ci95"]
-        rate, n = summary["success_rate"], summary["n_episodes"]
-        before = f" (base {summary['base_success_rate']:.2f})" if summary.get("base_success_rate") is not None else ""
-        console.print(f"success {rate:.2f} over {n} episodes (95 % interval {low:.2f}-{high:.2f}){before}")
+        rate, n, base = summary["success_rate"], summary["n_episodes"], summary.get("base_success_rate")
+        if rate is None:
+            console.print("not evaluated (eval.n_episodes=0)")
+        else:
+            low, high = summary["success_ci95"]
+            before = f" (base {base:.2f})" if base is not None else ""
+            console.print(f"success {rate:.2f} over {n} episodes (95 % interval {low:.2f}-{high:.2f}){before}")
         for label, pattern in (("video", "videos/*.mp4"), ("plot", "learning_curve.png"), ("checkpoint", "checkpoint")):
             for path in sorted(run.path.glob(pattern)):
                 console.print(f"{label}: {path}")

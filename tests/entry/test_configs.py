@@ -16,15 +16,38 @@ from launch.plots import learning_curve
 from policies import precision
 from tests.entry.commands import EVAL_KEYS
 
-CHOICES = [(group, name) for group, names in groups().items() for name in names]
+OF_ROBOTS = ("robot", "teleop")
+CHOICES = [(group, name) for group, names in groups().items() for name in names if group not in OF_ROBOTS]
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=str)
 def test_every_choice_composes(group, name):
     config = load_config("train", [f"{group}={name}"])
     assert config["algo"]["batch_size"] >= 1
-    if group not in ("experiment", "encoder", "size"):
-        assert config[group]["name" if group != "task" else "suite"] == name
+    if group == "task":
+        assert config[group]["suite"] == {"robot": "real_robot.env:RobotEnv"}.get(name, name)
+    elif group not in ("experiment", "encoder", "size"):
+        assert config[group]["name"] == name
+
+
+@pytest.mark.parametrize("name", groups()["robot"])
+def test_every_robot_composes(name):
+    needs = {"so101": ["port", "calibration"], "dynamixel": ["port", "calibration"], "ur": ["host"]}.get(name, [])
+    given = [f"robot={name}", *(f"robot.{option}=x" for option in needs)]
+    for command, more in (("record", ["out=x"]), ("deploy", ["checkpoint=x"])):
+        config = load_config(command, [*given, *more])
+        assert config["robot"]["type"] == ("mujoco" if name.endswith("_mujoco") else name.removesuffix("_sim"))
+        assert config["safety"]["max_age"] > 0
+        for option in needs:
+            with pytest.raises(ConfigError):
+                load_config(command, [*(g for g in given if option not in g), *more])
+
+
+@pytest.mark.parametrize("name", groups()["teleop"])
+def test_every_device_composes(name):
+    given = ["teleop.port=x", "teleop.calibration=x"] if name == "leader" else []
+    config = load_config("record", ["out=x", f"teleop={name}", *given])
+    assert config["teleop"]["device"] == (None if name == "none" else name)
 
 
 def test_defaults_follow_the_observation():
