@@ -9,7 +9,7 @@ import pytest
 
 from tests.entry.commands import run_command, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1900)]  # two commands of 900 s at most
 
 N = "eval.n_episodes=200"
 TOY = words(f"""
