@@ -25,7 +25,7 @@ improve: .venv/.installed
 	@[ -e runs/pick-place-residual/eval.json ] || { $(call run,improve,runs/pick-place-residual); }
 
 R := runs/robot
-EPISODES := 60
+EPISODES := 100
 robot: .venv/.installed-dev
 	@have=$$(ls -d $(R)/recordings/episode_* 2>/dev/null | wc -l); [ $$have -ge $(EPISODES) ] || \
 	$(BIN)/python -m real_robot.record robot=ur_sim teleop=hand episodes=$$(($(EPISODES) - have)) out=$(R)/recordings

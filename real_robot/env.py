@@ -148,8 +148,8 @@ class RobotEnv:
         """Where the scripted hand leads the robot within the next period."""
         world = self._world
         if not self._planned:
-            cube, disc = world.cube[:2], np.array(world.scene.target)
-            self._expert.begin(cube, disc, world.seed, self._lab.controller.follower.q)
+            disc = np.array(world.scene.target)
+            self._expert.begin(lambda: world.cube[:3], disc, world.seed, self._lab.controller.follower.q)
             self._planned = True
         for _ in range(8):
             target = self._expert.move(world.q, self._period / SECOND / 8)

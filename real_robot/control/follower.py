@@ -9,10 +9,11 @@ computed for the present state is continued instead. So by induction no limit is
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntFlag
 
 import numpy as np
-from ruckig import ControlInterface, InputParameter, Result, Ruckig, Synchronization, Trajectory
+from ruckig import ControlInterface, InputParameter, Result, Ruckig, RuckigError, Synchronization, Trajectory
 
 from real_robot.core.types import Joints, RobotSpec
 
@@ -50,8 +51,12 @@ class Follower:
         self._trajectory = Trajectory(n)
         self._chase, self._brake = InputParameter(n), InputParameter(n)
         self._brake.control_interface = ControlInterface.Velocity
+        # The joints arrive together: each by itself, they would lead the tool off its way, into the table for one, and
+        # be stopped there for good. A gripper arrives when it can.
+        arm, alone = n - spec.gripper, Synchronization.No
+        self._together = [Synchronization.Time] * arm + [alone] * (n - arm)
+        self._brake.synchronization = alone
         for parameters in (self._chase, self._brake):
-            parameters.synchronization = Synchronization.No
             # A hair inside the limits, for the rounding of what is sent
             parameters.max_velocity = (spec.velocity * (1 - 1e-6)).tolist()
             parameters.max_acceleration = (spec.acceleration * (1 - 1e-6)).tolist()
@@ -87,7 +92,7 @@ class Follower:
         chase.current_position, chase.current_velocity = self.q.tolist(), (self.v - frame).tolist()
         chase.current_acceleration = self.a.tolist()
         chase.target_position = goal.tolist()
-        if self._plan.calculate(chase, self._trajectory) not in (Result.Working, Result.Finished):
+        if not self._find_way():
             return clip | Clip.RANGE | self.brake()
         q, v, a = (np.asarray(x) for x in self._trajectory.at_time(spec.dt))
         q, v = q + frame * spec.dt, v + frame
@@ -98,6 +103,14 @@ class Follower:
             return clip | refused | self.brake()
         self.q, self.v, self.a = q, v, a
         return clip
+
+    def _find_way(self) -> bool:
+        """The trajectory to the target."""
+        for synchronization in (self._together, [Synchronization.No] * self.spec.n):  # ways of 1e-15 rad take no time
+            self._chase.per_dof_synchronization = synchronization
+            with suppress(RuckigError):
+                return self._plan.calculate(self._chase, self._trajectory) in (Result.Working, Result.Finished)
+        return False
 
     def brake(self) -> Clip:
         """One control period of the fastest stop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ class Waypoint(NamedTuple):
 
 
 class Pick:
-    """The tool's way from the cube to the disc, as joint targets.
+    """The tool's way to the cube, again where it does not hold it then, and to the disc, as joint targets.
 
     Args:
         spec: of the robot, with model, tcp and home.
@@ -38,6 +38,8 @@ class Pick:
         grasp: height that it grasps and lets go at, m.
         grip_s: given to the gripper to close or open.
         jitter: m, by which the points above cube and disc are off, differently in each episode: people vary.
+        wander: by which it strays from a straight way, as a share of its length (standard deviation), and comes back.
+        misses: share of the episodes in which it closes the gripper above or beside the cube first.
         opening: of the gripper when it holds nothing.
         offset: of a held cube's middle from the tool's centre, m, in the tool's frame.
     """
@@ -52,6 +54,8 @@ class Pick:
         grasp: float = 0.02,
         grip_s: float = 0.45,
         jitter: float = 0.01,
+        wander: float = 0.08,
+        misses: float = 0.3,
         opening: float = 1.0,
         offset: Sequence[float] = (0.0, 0.0, 0.0),
     ):
@@ -60,9 +64,11 @@ class Pick:
         self._home: Pose = self._kinematics.forward(spec.home)
         self._speed, self._acceleration = speed, acceleration
         self._hover, self._grasp, self._grip, self._jitter = hover, grasp, grip_s, jitter
+        self._wander, self._misses = wander, misses
         self._open = opening
         self._tool = -self._home[:3, :3] @ np.asarray(offset, np.float64)  # from the cube to the tool
         self._plan: deque[Waypoint] = deque()
+        self._next: Callable[[], None] | None = None  # what is planned when the plan is done
         self.q = spec.home.copy()
 
     @property
@@ -70,20 +76,58 @@ class Pick:
         """Whether it has arrived."""
         return not self._plan
 
-    def begin(self, cube: np.ndarray, disc: np.ndarray, seed: int, target: Joints) -> None:
-        """Plans an episode: the middles of cube and disc (2,), m; goes on from joint target (n,)."""
-        rng = np.random.default_rng(seed + 1_000_000)
-        off = rng.uniform(-self._jitter, self._jitter, (2, 2))
-        above, over = np.append(cube + off[0], self._hover), np.append(disc + off[1], self._hover)
-        down, low = np.append(cube, self._grasp), np.append(disc, self._grasp + 0.004)
-        wide = self._open
-        points = [
-            Waypoint(above, wide, 0.0), Waypoint(down, wide, 0.1), Waypoint(down, 0.0, self._grip),
-            Waypoint(np.append(cube, self._hover), 0.0, 0.0), Waypoint(over, 0.0, 0.0), Waypoint(low, 0.0, 0.1),
-            Waypoint(low, wide, self._grip), Waypoint(over, wide, 0.0),
-        ]  # fmt: skip
-        self._plan = deque(point._replace(goal=point.goal + self._tool) for point in points)
+    def begin(self, look: Callable[[], Point], disc: np.ndarray, seed: int, target: Joints) -> None:
+        """Sets out, from joint target (n,): ``look`` tells the cube's middle (3,), the disc's is (2,), m."""
+        self._rng = np.random.default_rng(seed + 1_000_000)
         self._take_over(target)
+        self._look, self._disc = look, disc
+        self._grab(missing=self._rng.random() < self._misses)
+
+    def _grab(self, missing: bool = False) -> None:
+        """Down, close, and up again; missing, above the cube or beside it."""
+        cube, height = self._look()[:2], self._hover - self._grasp
+        at = np.append(cube, self._grasp)
+        if missing:
+            angle = self._rng.uniform(0, 2 * np.pi)
+            aside = np.array([np.cos(angle), np.sin(angle), 0.0])
+            high = aside * self._rng.uniform(0, 0.2) + [0, 0, self._rng.uniform(0.35, 0.5)]
+            at = at + height * (high if self._rng.random() < 0.5 else aside * self._rng.uniform(0.5, 0.65))
+        above = np.append(cube + self._off(), self._hover)
+        up = np.append(at[:2], self._grasp + height * self._rng.uniform(0.6, 1.0) if missing else self._hover)
+        self._set_out([
+            Waypoint(above, self._open, 0.0), Waypoint(at, self._open, 0.1), Waypoint(at, 0.0, self._grip),
+            Waypoint(up, 0.0, 0.0),
+        ])  # fmt: skip
+        self._next = self._lifted
+
+    def _lifted(self) -> None:
+        """On to the disc, if it holds the cube; else once more."""
+        if self._look()[2] < self._grasp + 0.25 * (self._hover - self._grasp):
+            self._grab()
+            return
+        over, low = np.append(self._disc + self._off(), self._hover), np.append(self._disc, self._grasp + 0.004)
+        self._set_out([
+            Waypoint(over, 0.0, 0.0), Waypoint(low, 0.0, 0.1), Waypoint(low, self._open, self._grip),
+            Waypoint(over, self._open, 0.0),
+        ])  # fmt: skip
+
+    def _off(self) -> np.ndarray:
+        return self._rng.uniform(-self._jitter, self._jitter, 2)
+
+    def _set_out(self, points: list[Waypoint]) -> None:
+        """Plans the ways to points of the cube, each bent: somewhere on it, a point beside it."""
+        last, lowest = self._point, self._tool[2] + self._grasp + 0.35 * (self._hover - self._grasp)
+        self._next = None
+        for point in points:
+            point = point._replace(goal=point.goal + self._tool)
+            way = point.goal - last
+            stray = self._wander * np.linalg.norm(way)
+            if stray > 0.001:
+                via = last + self._rng.uniform(0.3, 0.7) * way + stray * self._rng.standard_normal(3).clip(-2, 2)
+                via[2] = max(via[2], lowest)
+                self._plan.append(point._replace(goal=via, wait=0.0))
+            self._plan.append(point)
+            last = point.goal
 
     def go_home(self, target: Joints) -> None:
         """Up first, so that nothing is swept off the table."""
@@ -94,6 +138,8 @@ class Pick:
 
     def _take_over(self, target: Joints) -> None:
         """From what the robot was last asked for: no jump."""
+        self._plan.clear()
+        self._next = None
         self.q = target.copy()
         self._point, self._v, self._waited = self._kinematics.position(target), 0.0, 0.0
 
@@ -119,6 +165,8 @@ class Pick:
         if distance <= 1e-6 and (self._waited > wait or wait == 0):
             self._plan.popleft()
             self._v = self._waited = 0.0
+            if not self._plan and self._next is not None:
+                self._next()
         return self.q
 
 
@@ -133,7 +181,7 @@ class Hand:
         session: with ring ``world``, and the simulator's port in its folder.
         episodes: until QUIT.
         seed: of the first episode; the next have the next ones.
-        speed, acceleration, hover, grasp, grip_s, jitter, opening, offset: see ``Pick``.
+        pick: the way that it goes.
         patience_s: for one episode.
         wait: asks for the robot to be enabled, and recovered, whenever it is not; without it, nobody is there to ask.
     """
@@ -142,23 +190,14 @@ class Hand:
         self,
         spec: RobotSpec,
         session: Session,
+        pick: Pick,
         *,
         episodes: int = 1,
         seed: int = 0,
-        speed: float = 0.35,
-        acceleration: float = 1.2,
-        hover: float = 0.14,
-        grasp: float = 0.02,
-        grip_s: float = 0.45,
-        jitter: float = 0.01,
-        opening: float = 1.0,
-        offset: Sequence[float] = (0.0, 0.0, 0.0),
         patience_s: float = 20.0,
         wait: bool = False,
     ):
-        self.spec, self._session = spec, session
-        self._pick = Pick(spec, speed=speed, acceleration=acceleration, hover=hover, grasp=grasp, grip_s=grip_s,
-                          jitter=jitter, opening=opening, offset=offset)  # fmt: skip
+        self.spec, self._session, self._pick = spec, session, pick
         self.left, self._seed = episodes, seed
         self._patience, self._wait = patience_s, wait
         self._world: Ring | None = None
@@ -242,7 +281,8 @@ class Hand:
         self._phase = "reset"
 
     def _begin(self, world: Any, target: Joints, state: State) -> None:
-        self._pick.begin(np.array(world["cube"][:2]), np.array(world["target"]), int(world["seed"]), target)
+        disc, seed = np.array(world["target"]), int(world["seed"])
+        self._pick.begin(lambda: np.array(self._look()["cube"][:3]), disc, seed, target)
         self._phase, self._started = "task", state.t
 
     def _over(self, world: Any, state: State) -> bool | None:

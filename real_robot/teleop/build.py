@@ -12,7 +12,7 @@ from real_robot.core.kinematics import Kinematics
 from real_robot.core.streams import Session
 from real_robot.core.types import RobotSpec, Teleop
 from real_robot.robots.build import leader_class
-from real_robot.simulators.hand import Hand
+from real_robot.simulators.hand import Hand, Pick
 from real_robot.teleop.browser.device import Browser
 from real_robot.teleop.browser.view import View
 from real_robot.teleop.cartesian import Cartesian
@@ -32,7 +32,7 @@ DEVICES: dict[str, Callable[..., Teleop]] = {
     "scripted": Scripted.load,
     "spacemouse": SpaceMouse,
 }
-_MADE_HERE = ("spec", "session", "cartesian", "view", "keys", "arm")
+_MADE_HERE = ("spec", "session", "cartesian", "view", "keys", "arm", "pick")
 
 
 def build_teleop(
@@ -66,6 +66,8 @@ def build_teleop(
     given: dict[str, Any] = {"spec": spec}
     if "cartesian" in takes and rest.get("mode") != "joints":
         given["cartesian"] = Cartesian(spec, **_pick(rest, _options(Cartesian)))
+    if "pick" in takes:
+        given["pick"] = Pick(spec, **_pick(rest, _options(Pick)))
     if "session" in takes:
         given["session"] = session
     if "view" in takes:

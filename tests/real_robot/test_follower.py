@@ -11,6 +11,7 @@ from data.errors import ConfigError
 from real_robot.control.follower import Clip, Follower
 from real_robot.control.workspace import Workspace
 from real_robot.core.kinematics import Kinematics
+from real_robot.robots.mujoco_arm import MujocoArm
 from tests.real_robot.arms import check_limits, small_spec
 
 BOX = [[-0.2, -0.4, -0.25], [0.65, 0.4, 0.5]]
@@ -105,6 +106,25 @@ def test_it_gets_where_it_may_and_runs_along_with_what_moves():
         follower.step(q, v)
         off.append(np.abs(follower.q - q).max())
     assert max(off[200:]) < 0.005
+
+
+def test_it_arrives_just_above_the_table():
+    spec = MujocoArm().spec
+    kinematics = Kinematics(spec)
+    follower = Follower(spec, Workspace(kinematics, planes=[[[0, 0, 1], 0.0]]).outside)
+    pose, rng = kinematics.forward(spec.home), np.random.default_rng(0)
+
+    def above(height: float) -> np.ndarray:
+        pose[:3, 3] = rng.uniform(0.35, 0.5), rng.uniform(-0.2, 0.2), height
+        return kinematics.inverse(pose, spec.home.copy())
+
+    for _ in range(20):
+        follower.reset(above(0.2))
+        goal, steps = above(0.02), 0
+        while np.abs(follower.q - goal).max() > 1e-3:
+            follower.step(goal)
+            steps += 1
+            assert steps * spec.dt < 2
 
 
 def test_outside_the_range_it_may_only_come_in():

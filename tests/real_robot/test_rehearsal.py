@@ -67,7 +67,7 @@ class Repeats:
 
 
 def deploy(mode: str, **changes) -> dict:
-    overrides = {"checkpoint": "none", "mode": mode, "trial_seconds": 8.0, **changes}
+    overrides = {"checkpoint": "none", "mode": mode, "trial_seconds": 12.0, **changes}
     return load_config("deploy", [f"{k}={v}" for k, v in overrides.items()])
 
 
@@ -101,7 +101,7 @@ def test_the_same_seeds_give_the_same_trials(demonstrations):
 def test_the_command(demonstrations, monkeypatch, capsys):
     from real_robot.commands.deploy import main
 
-    words = ["robot=mujoco", "mode=replace", "trials=1", "trial_seconds=8.0", "seed=3", "realtime=false"]
+    words = ["robot=mujoco", "mode=replace", "trials=1", "trial_seconds=12.0", "seed=3", "realtime=false"]
     address = "real_robot.agent.process.build_client"
     monkeypatch.setattr(address, lambda policy, mode: Repeats(demonstrations))
     assert main(["checkpoint=somewhere", *words]) == 0

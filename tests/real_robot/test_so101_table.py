@@ -20,7 +20,7 @@ from real_robot.robots.servo_calibration import Calibration
 from real_robot.robots.so101 import IDS, MODEL
 from real_robot.robots.spec import spec_from_model
 from real_robot.simulators.feetech import run
-from real_robot.simulators.hand import Hand
+from real_robot.simulators.hand import Hand, Pick
 from real_robot.simulators.lab import Lab
 from real_robot.simulators.port import ask
 from real_robot.simulators.servo_bus import terminal
@@ -65,7 +65,7 @@ def test_the_hand_solves_it():
 def test_the_hand_hardly_ever_fails():
     config = load_config("deploy", ["robot=so101_mujoco"])
     lab = Lab(config)
-    hand = Hand(lab.spec, lab.session, episodes=20, wait=True, **config["hand"])
+    hand = Hand(lab.spec, lab.session, Pick(lab.spec, **config["hand"]), episodes=20, wait=True)
     led_by_hand(lab, hand, 500)
     lab.close()
     assert np.mean(hand.results) >= 0.9
@@ -74,7 +74,7 @@ def test_the_hand_hardly_ever_fails():
 def test_the_hand_recovers_a_robot_that_was_pushed():
     config = load_config("deploy", ["robot=so101_mujoco"])
     lab = Lab(config)
-    hand = Hand(lab.spec, lab.session, episodes=2, wait=True, **config["hand"])
+    hand = Hand(lab.spec, lab.session, Pick(lab.spec, **config["hand"]), episodes=2, wait=True)
     states = set()
 
     def push(now: int) -> None:

@@ -16,7 +16,7 @@ from real_robot.core.types import Button, DeviceError
 from real_robot.robots.mujoco_arm import MujocoArm
 from real_robot.robots.spec import spec_from_model
 from real_robot.robots.ur import JOINTS
-from real_robot.simulators.hand import Hand
+from real_robot.simulators.hand import Hand, Pick
 from real_robot.simulators.port import ask
 from real_robot.simulators.scene import Scene, model_path, mujoco
 from real_robot.simulators.ur_motion import MoveJ, ServoJ, pose_from_ur, pose_to_ur
@@ -142,7 +142,7 @@ def solve(session: Session, episodes: int, hz: int = 50) -> tuple[Hand, list[flo
     clock = VirtualClock()
     robot = MujocoArm(clock=clock, session=session, control_hz=hz)
     robot.connect()
-    hand = Hand(robot.spec, session, episodes=episodes)
+    hand = Hand(robot.spec, session, Pick(robot.spec), episodes=episodes)
     hand.start()
     target, begin, durations, buttons = robot.spec.home.copy(), 0, [], Button.NONE
     while not buttons & Button.QUIT:
@@ -175,5 +175,6 @@ def test_the_hand_hardly_ever_fails(session: Session):
 
 
 def test_the_hand_says_that_it_sees_nothing(session: Session):
+    spec = MujocoArm().spec
     with pytest.raises(DeviceError, match="sees nothing"):
-        Hand(MujocoArm().spec, session).start()
+        Hand(spec, session, Pick(spec)).start()
