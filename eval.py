@@ -32,6 +32,7 @@ from envs.evaluate import Episode, EpisodeResult, evaluate, summarise
 from envs.make import make_env
 from envs.video import write_video
 from envs.worker import Film
+from launch.live import on_robot
 from launch.processes import join_processes
 from launch.terminal import Bar, Interrupted, console, run_main
 from policies.checkpoint import check_contract, find_checkpoint, load_policy, read_config
@@ -201,7 +202,11 @@ def main(argv: list[str]) -> int:
         seen += more
     execution = set_options(config["execution"])
     policy = build_execution(policy, execution)
-    env_args = {**policy.spec.env_args, **set_options(config["task"])}
+    changes = set_options(config["task"])
+    if "server" in changes:
+        env_args = on_robot(policy.spec, {"suite": "real", **changes}).env_args
+    else:
+        env_args = {**policy.spec.env_args, **changes}
     with closing(make_env(env_args)) as env:
         check_contract(policy, env.spec, f"Task {env.spec.name}")
         if config["export"] is not None:

@@ -38,6 +38,7 @@ from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from envs.chunk_env import ChunkEnv
 from envs.evaluate import summarise
+from envs.make import is_live
 from launch.base import base_and_demos
 from launch.demos import demonstrations
 from launch.distillation import Distilling
@@ -165,6 +166,9 @@ class FineTuning(Session):
         algo = config["algo"]
         if accelerator.num_processes > 1:
             raise ConfigError(f"algo={algo['name']} trains in one process; leave out accelerate launch.")
+        live = is_live(config["task"])
+        if live and FINE_TUNERS.get(algo["name"], Residual) not in (Residual, DSRL):
+            raise ConfigError(f"algo={algo['name']} wants many more episodes than a robot has: residual or dsrl.")
         torch.manual_seed(config["seed"])
         self.base, task, store = self.start_from(config, accelerator)
         super().__init__(config, run, accelerator, task, store)
@@ -178,7 +182,7 @@ class FineTuning(Session):
             n_obs_steps=self.algo.policy.n_obs_steps,
             n_action_steps=self.algo.n_action_steps,
             gamma=algo["gamma"],
-            in_process=algo["n_workers"] == 0,
+            in_process=algo["n_workers"] == 0 and not live,  # a robot does not wait for updates
             n_workers=algo["n_workers"] or None,
             base_seed=config["seed"],
         )
@@ -227,7 +231,8 @@ class FineTuning(Session):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
         self.algo.load_state_dict(state["algo"])
-        self.obs, self.fresh = self.env.load_state_dict(state["env"]), state["fresh"]
+        self.obs = self.env.load_state_dict(state["env"])
+        self.fresh = state["fresh"] if self.env.repeats else torch.ones_like(state["fresh"])
         self.metrics = dict(state["metrics"])
         self.history.load_state_dict(state["history"])
 
@@ -251,7 +256,12 @@ class FineTuning(Session):
     def pass_gate(self, base: Policy, stop: StopSignal) -> None:
         """Refuses to start where the untrained fine-tuner is not as good as its base."""
         seeds = self.eval_seeds(final=False)
+        if not seeds:  # a robot's
+            return self.algo.base_result(0, 0)
         before = self.run_episodes(base, seeds, stop, "the base")
+        if not self.env.repeats:  # what is compared would be two different episodes
+            self.algo.base_result(sum(r.success for r in before), len(before))
+            return self.history.begin(summarise(before))
         start = self.run_episodes(self.policy, seeds, stop, f"{self.config['algo']['name']} before any update")
         check_gate(before, start, exact=self.algo.exact_at_start and base.reproducible)
         self.algo.base_result(sum(r.success for r in before), len(before))

@@ -77,6 +77,7 @@ class OffPolicy:
 
     def begin_episodes(self, fresh: Bool[Tensor, " n"]) -> None:
         """Draws which of the ``fresh`` episodes the base acts alone, and which are acted without noise."""
+        self.replay.cut(fresh)
         share = 1.0 if self.warming_up else self.base_fraction
         drawn = torch.rand(2, self.n_envs, generator=self.generator)
         self.base_only = torch.where(fresh, drawn[0] < share, self.base_only)
@@ -90,7 +91,7 @@ class OffPolicy:
         after: Mapping[str, Tensor],
         extras: Mapping[str, Tensor] | None = None,
     ) -> bool:
-        """Keeps what N environments did and books it.
+        """Keeps what N environments did and books it; a robot that was stopped before it did anything did nothing.
 
         Args:
             now, after: (N, ...) per key; what was seen before the decision, and after it.
@@ -101,6 +102,9 @@ class OffPolicy:
         Returns:
             Whether the fine-tuned policy is to be trusted now.
         """
+        if (step.n_steps == 0).any():  # there is one robot
+            self.replay.cut(step.truncated)
+            return self.count(step)
         self.replay.add(
             self._windowed(now),
             action,
@@ -145,9 +149,12 @@ class OffPolicy:
 
     def count(self, step: Any) -> bool:
         """Books a ChunkStep; returns whether the fine-tuned policy is to be trusted now."""
-        ended = (step.terminated | step.truncated) & self.quiet & ~self.base_only
+        ended = (step.terminated | step.truncated) & self.quiet
         for i in ended.nonzero()[:, 0].tolist():
-            self.trust.add(bool(step.success[i]))
+            if not self.base_only[i]:
+                self.trust.add(bool(step.success[i]))
+            elif self.trust.measures:
+                self.trust.base(int(step.success[i]), 1)
         n = int(step.n_steps.sum())
         self.env_steps += n
         if self.env_steps > self.learning_starts:

@@ -153,6 +153,14 @@ class Replay:
         self._fresh = done.to("cpu").bool().clone()
         self.total += 1
 
+    def cut(self, rows: Bool[Tensor, " n"]) -> None:
+        """In the chosen environments the last decision was its episode's last one, and what follows is another's."""
+        if self.total:
+            done = self._rows["done"].array
+            assert done is not None
+            done[(self.total - 1) % self.capacity] |= rows
+        self._fresh |= rows
+
     def _size(self, obs: Obs, columns: dict[str, Tensor]) -> None:
         frame = sum(v[0, 0].numel() * v.element_size() for v in obs.values())
         row = sum(v.numel() * v.element_size() for v in columns.values()) + 16 * self.n_envs * self.n_obs_steps

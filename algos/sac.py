@@ -173,6 +173,7 @@ class SAC:
     @torch.no_grad()
     def explore(self, obs: Obs, fresh: Bool[Tensor, " n"]) -> Float[Tensor, "n ta da"]:
         """One drawn action per environment."""
+        self.core.replay.cut(fresh)
         features = self.policy.features(obs)
         shape = (len(features), self.policy.action_dim)
         if self.core.env_steps < self.core.learning_starts and not len(self.core.demos):

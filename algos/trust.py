@@ -29,9 +29,11 @@ class Trust:
         self.recent: deque[bool] = deque(maxlen=window)
         self.base_successes = self.base_episodes = 0
         self.active = False
+        self.measures = False  # the base was not measured beforehand: its episodes in training have to do
 
     def base(self, successes: int, episodes: int) -> None:
-        """More episodes of the base alone."""
+        """More episodes of the base alone; none at all leaves it to training to measure it."""
+        self.measures |= episodes == 0
         self.base_successes += successes
         self.base_episodes += episodes
 
@@ -61,10 +63,11 @@ class Trust:
             "recent": list(self.recent),
             "base": (self.base_successes, self.base_episodes),
             "active": self.active,
+            "measures": self.measures,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         self.recent = deque(state["recent"], maxlen=self.recent.maxlen)
         self.base_successes, self.base_episodes = state["base"]
-        self.active = state["active"]
+        self.active, self.measures = state["active"], state.get("measures", False)

@@ -17,12 +17,17 @@ Frame = dict[str, np.ndarray]
 
 
 class StepResult(NamedTuple):
-    """One control step, without its observation (ask ``Env.observe`` for the frames that are needed)."""
+    """One control step, without its observation (ask ``Env.observe`` for the frames that are needed).
+
+    ``executed`` is false where a robot did not follow the action (a person took over, it was stopped): then the episode
+    was cut before this step, and nothing of the step may be learned from; ``truncated`` is true.
+    """
 
     reward: float
     success: bool
     terminated: bool
     truncated: bool
+    executed: bool = True
 
 
 class ChunkStep(NamedTuple):
@@ -36,7 +41,8 @@ class ChunkStep(NamedTuple):
         terminated: (N,) bool, the task ended (success); its value beyond is zero.
         truncated: (N,) bool, the time limit cut the episode; its value beyond is not zero.
         success: (N,) bool, some step of this chunk succeeded.
-        n_steps: (N,) int64, control steps really executed.
+        n_steps: (N,) int64, control steps really executed; 0 where a robot's episode was cut before the first: nothing
+            happened, ``next_obs`` is the last that was seen, and there is nothing to learn from.
     """
 
     obs: dict[str, Any]
@@ -90,6 +96,15 @@ class ScriptedEnv(Env, Protocol):
 
     def expert_action(self) -> np.ndarray:
         """(Da,) float32 action of the scripted expert in the present state, within the action limits."""
+        ...
+
+
+@runtime_checkable
+class RealTimeEnv(Env, Protocol):
+    """An environment that goes on between two calls of ``step``: it has to be told a whole chunk beforehand."""
+
+    def begin_chunk(self, chunk: np.ndarray) -> None:
+        """(Ta, Da) actions, environment units, that the next Ta calls of ``step`` will ask for, if none ends it."""
         ...
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.errors import ConfigError, ContractError
 from envs.base import ChunkStep
+from envs.make import is_live
 from envs.pool import EnvPool, stack_windows
 from envs.seeds import rollout_seed
 from envs.worker import ChunkInfo
@@ -24,6 +25,7 @@ class ChunkEnv:
 
     Attributes:
         spec: the task's contract. n_envs: N. n_obs_steps: To. n_action_steps: Ta, or None for any. gamma: per step.
+        repeats: whether its episodes can be acted again, as a simulation's can.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ChunkEnv:
         )
         self.spec, self.n_envs, self.n_obs_steps = self._pool.spec, n_envs, n_obs_steps
         self.n_action_steps, self.gamma = n_action_steps, gamma
+        self.repeats = not is_live(env_args)
         self._seed_fn = seed_fn or (lambda env, episode: rollout_seed(base_seed, env, episode))
         self._episode = [0] * n_envs  # number of the present episode
         self._seed: list[int | None] = [None] * n_envs
@@ -141,12 +144,17 @@ class ChunkEnv:
     def load_state_dict(self, state: dict[str, Any]) -> dict[str, Tensor]:
         """Return to the moment of ``state_dict`` by replaying its episodes; returns that moment's observations.
 
+        What cannot be repeated (``repeats``) begins new episodes instead.
+
         Raises:
             ConfigError: the state is of another number of environments, or was taken before the first ``reset``.
         """
         if len(state["seed"]) != self.n_envs or None in state["seed"]:
             raise ConfigError(f"The saved state {state['seed']} does not fit {self.n_envs} running environments.")
         self._episode = list(state["episode"])
+        if not self.repeats:
+            self._seed = list(state["seed"])
+            return self.reset()
         for i, seed in enumerate(state["seed"]):
             self._begin(i, seed)
             self._actions[i] = [np.asarray(chunk, np.float32) for chunk in state["actions"][i]]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data.errors import ConfigError, ContractError
+from envs.make import is_live
 from envs.pool import EnvPool, settle_renderer
 from envs.worker import ChunkInfo, Film
 
@@ -82,7 +83,7 @@ def evaluate(
         act: the policy.
         env_args: see ``make_env``.
         seeds: one episode each.
-        n_envs: environments side by side; changes the wall time only.
+        n_envs: environments side by side; changes the wall time only. There is one robot.
         n_obs_steps: To.
         n_action_steps: Ta that ``act`` must return.
         n_workers: processes; by default one per environment, at most one per core.
@@ -100,7 +101,7 @@ def evaluate(
     results = [EpisodeResult(int(seed)) for seed in seeds]
     waiting = deque(range(len(results)))
     running: dict[int, tuple[EpisodeResult, Episode]] = {}
-    n_envs = min(n_envs, len(results))
+    n_envs = min(n_envs, len(results), 1 if is_live(env_args) else len(results))
     if video_seeds and not in_process:
         settle_renderer()
     with EnvPool(env_args, n_envs=n_envs, n_obs_steps=n_obs_steps, n_workers=n_workers, in_process=in_process) as pool:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from data.errors import ConfigError, nearest
 from envs.base import Env
 
-SUITES = {"metaworld": "envs.metaworld:MetaWorldEnv", "toy": "envs.toy:ToyEnv"}
+SUITES = {
+    "metaworld": "envs.metaworld:MetaWorldEnv",
+    "toy": "envs.toy:ToyEnv",
+    "real": "real_robot.live.env:LiveEnv",
+}
+
+
+def is_live(env_args: Mapping[str, Any]) -> bool:
+    """Whether it is a robot: there is one of it, it goes by the clock on the wall, and no episode can be repeated."""
+    return env_args.get("suite") == "real"
 
 
 def make_env(env_args: dict[str, Any]) -> Env:

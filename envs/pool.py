@@ -21,7 +21,7 @@ import numpy as np
 
 from data.errors import ConfigError, DeftError
 from data.spec import TaskSpec
-from envs.make import make_env
+from envs.make import is_live, make_env
 from envs.worker import Slot, Windows, serve, slot_views, window_bytes
 
 _START_SECONDS = 300
@@ -155,6 +155,8 @@ class EnvPool:
         """
         if n_envs < 1 or n_obs_steps < 1:
             raise ConfigError(f"n_envs and n_obs_steps must be at least 1, got {n_envs} and {n_obs_steps}.")
+        if is_live(env_args) and n_envs > 1:
+            raise ConfigError(f"There is one robot, n_envs={n_envs} of it cannot be had: set n_envs=1.")
         self.n_envs, self.n_obs_steps = n_envs, n_obs_steps
         n_workers = min(n_envs, n_workers or os.cpu_count() or 1)
         self._workers: list[_Process] | list[_Local] = []

@@ -20,7 +20,7 @@ import numpy as np
 
 from data.errors import ConfigError
 from data.spec import TaskSpec
-from envs.base import Env, Frame, ScriptedEnv
+from envs.base import Env, Frame, RealTimeEnv, ScriptedEnv
 from envs.make import make_env
 
 
@@ -100,14 +100,21 @@ class Slot:
     def step(self, chunk: np.ndarray, next_seed: int | None) -> ChunkInfo:
         """Execute (Ta, Da) actions until the chunk or the episode ends; writes ``next_obs``, then ``obs``.
 
+        An action that was not executed is left out: the episode was cut before it.
+
         At the end of an episode a new one begins with ``next_seed``, unless that is None.
         """
         reward = undiscounted = 0.0
         success = terminated = truncated = False
         moments: list[Any] = []
         n = 0
+        if isinstance(self.env, RealTimeEnv):
+            self.env.begin_chunk(chunk)
         for action in chunk:
             result = self.env.step(action)
+            if not result.executed:
+                truncated = True
+                break
             reward += self.gamma**n * result.reward
             undiscounted += result.reward
             n += 1

@@ -14,8 +14,9 @@ from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
 from data.normaliser import Normaliser
 from data.spec import TaskSpec
-from envs.make import make_env
+from envs.make import is_live, make_env
 from launch.demos import demonstrations, env_args_of, random_statistics
+from launch.live import on_robot
 from policies.black_box import BlackBox, is_black_box
 from policies.build import denoiser_config, normaliser_modes
 from policies.checkpoint import check_contract, load_policy, read_config
@@ -38,6 +39,7 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
         return dict(config)
     given = {override.split("=")[0].lstrip("+~").split(".")[0]: override for override in argv}
     own = [key for key in OF_THE_STUDENT if name == "distill" and (key in given or key == "policy")]
+    own += ["task"] if is_live(config["task"]) else []  # the base's robot itself
     fixed = [key for key in OF_THE_BASE if key not in own]
     for key, override in given.items():
         if key in fixed:
@@ -77,12 +79,13 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
     base_config["policy"] = {**base_config["policy"], **options}
     config["base_config"] = base_config
     config["base_demo_seeds"] = document["meta"].get("demo_seeds", [])
-    env = make_env(policy.spec.env_args)
+    task = on_robot(policy.spec, config["task"])
+    env = make_env(task.env_args)
     env.close()
     check_contract(policy, env.spec, f"Task {env.spec.name}")
     source = config["data"]["path"] or document["meta"].get("dataset")
     if not config["algo"].get("demos", True) or source is None:
-        return policy, policy.spec, None
+        return policy, task, None
     path = Path(source)
     if (
         not path.exists() and config["data"]["path"] is None
@@ -93,7 +96,7 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
         raise DataError(f"The base's demonstrations are no longer at {source}. Give data.path=...{without}.")
     if config["data"]["path"] is None:
         config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]
-    return policy, policy.spec, EpisodeStore.open(path)
+    return policy, task, EpisodeStore.open(path)
 
 
 def _black_box_and_demos(

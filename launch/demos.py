@@ -17,8 +17,9 @@ from data.episodes import EpisodeStore
 from data.errors import ConfigError
 from data.spec import TaskSpec
 from envs.collect import collect_demos, demo_seed
-from envs.make import make_env
+from envs.make import is_live, make_env
 from envs.seeds import rollout_seed
+from launch.live import on_robot
 from launch.terminal import Bar
 
 
@@ -33,6 +34,8 @@ def env_args_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def random_statistics(task: TaskSpec, seed: int, n_episodes: int = 10) -> dict[str, dict[str, torch.Tensor]]:
     """Statistics of the observations under random actions: what a policy without demonstrations is normalised by."""
+    if is_live(task.env_args):
+        raise ConfigError(f"{task.name} is a robot, and no random actions are tried on it: give demonstrations.")
     env, rng = make_env(task.env_args), np.random.default_rng(seed)
     seen: dict[str, list[np.ndarray]] = {key: [] for key in task.obs}
     for episode in range(n_episodes):
@@ -56,15 +59,20 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
     data = config["data"]
     if data["path"] is not None:
         store = EpisodeStore.open(data["path"])
-        task = chosen_part(store, config["obs"]["keys"])
+        task = on_robot(chosen_part(store, config["obs"]["keys"]), config["task"])
         if config["eval"]["n_episodes"]:
-            if task.env_args.get("suite") == "real":
+            if is_live(task.env_args) and not is_live(config["task"]):
                 raise ConfigError(
                     f"{data['path']} was recorded on a robot: there is no simulation to evaluate in. Train with "
-                    "eval.n_episodes=0, and measure by python -m real_robot.deploy."
+                    "eval.n_episodes=0, and measure by python -m real_robot.deploy; or evaluate on the robot, with "
+                    "task=live task.server=ws://... (python -m real_robot.live)."
                 )
             make_env(task.env_args).close()  # an environment that cannot be made shows here, before any work
         return store, task
+    if is_live(config["task"]):
+        raise ConfigError(
+            "task=live: a robot is led by people. Record (python -m real_robot.record), and give data.path."
+        )
     env_args = env_args_of(config)
     digest = hashlib.sha256(json.dumps(env_args, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{config['task']['suite']}-{config['task']['name']}-{config['obs']['name']}-s{config['seed']}-{digest}"

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 
 from configs.loader import check_at_least, load_config
 from data.errors import ConfigError
+from envs.make import is_live
 from launch.base import adopt_base
 from launch.processes import join_processes
 from launch.run import Run
@@ -30,8 +31,10 @@ def read_config(argv: list[str], fine_tuners: Collection[str]) -> tuple[dict[str
     check_at_least(1, config, ["n_obs_steps", "horizon", "n_action_steps", "log.every", "data.n_demos"])
     names = ("train_steps", "batch_size", "save_every", "env_steps", "n_envs")
     check_at_least(1, config, [f"algo.{name}" for name in names if name in config["algo"]])
-    check_at_least(1, config, [f"eval.{name}" for name in ("every_n_episodes", "n_envs")])
-    check_at_least(0 if config["algo"]["name"] == "bc" else 1, config, ["eval.n_episodes"])
+    live = is_live(config["task"])  # whose episodes are dear
+    check_at_least(1, config, ["eval.n_envs"])
+    check_at_least(0 if live and not config["eval"]["every"] else 1, config, ["eval.every_n_episodes"])
+    check_at_least(0 if live or config["algo"]["name"] == "bc" else 1, config, ["eval.n_episodes"])
     if not config["eval"]["n_episodes"] and config["eval"]["every"]:
         raise ConfigError("eval.n_episodes=0 trains without an environment: leave out eval.every.")
     check_at_least(1, config, ["policy.n_inference_steps", "policy.noise_per_obs"])

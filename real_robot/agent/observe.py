@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import ContractError
-from data.spec import TaskSpec
+from data.spec import FieldSpec, TaskSpec
 from real_robot.core.ring import Record, Ring
 from real_robot.core.streams import Session
 from real_robot.core.types import SECOND
@@ -74,6 +74,15 @@ class Observer:
             if out[key].shape[1:] != field.shape:
                 raise ContractError(f"'{ring}' gives {key} of shape {out[key].shape[1:]}, trained on {field.shape}.")
         return out
+
+    def fields(self, now: int) -> dict[str, FieldSpec]:
+        """What the robot shows under the keys of ``spec``, whatever that expects. Raises NotReady."""
+        found: dict[str, FieldSpec] = {}
+        for key, (ring, name) in self.sources.items():
+            kind = key.partition("_")[0] if ring.startswith("camera.") else "state"
+            dtype = "uint8" if kind == "rgb" else "float32"
+            found[key] = FieldSpec(self._look(ring, name, now).shape, dtype, kind)  # type: ignore[arg-type]
+        return found
 
     def _look(self, ring: str, name: str, t: int) -> NDArray[Any]:
         if ring == "state":

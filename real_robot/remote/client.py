@@ -38,7 +38,7 @@ MAX_ANSWER = 64 << 20  # bytes
 BASE_TIMEOUT = 60.0  # s; a simulated robot waits
 
 
-class RemotePolicy(PolicyClient):
+class Remote:
     """Asks one server, one question at a time; connects anew after every failure, on the next question.
 
     Args:
@@ -49,11 +49,14 @@ class RemotePolicy(PolicyClient):
 
     Attributes:
         metadata: what the server said first.
+        role, command: what it is called in messages, and what starts it.
 
     Raises:
         DeviceError: nobody answers there.
         ConfigError: it does not let this client in.
     """
+
+    role, command = "policy server", "python -m real_robot.serve"
 
     def __init__(
         self,
@@ -79,24 +82,22 @@ class RemotePolicy(PolicyClient):
         if version != PROTOCOL:
             self.close()
             raise ConfigError(
-                f"The policy server {address} speaks version {version} of Deft's protocol, this client {PROTOCOL}: "
+                f"The {self.role} {address} speaks version {version} of Deft's protocol, this client {PROTOCOL}: "
                 "bring both to the same version."
             )
 
-    def infer(self, obs: Mapping[str, Any]) -> dict[str, Any]:
-        """One chunk.
+    def ask(self, request: Mapping[str, Any], check: Callable[[dict], None] = lambda answer: None) -> dict[str, Any]:
+        """The answer to a request, a map; its arrays may be written to.
 
         Args:
-            obs: as the metadata describe it; ``real_robot.remote.keys`` has what else it may hold.
-
-        Returns:
-            {"actions": (Ta, Da), "server_timing": {...}, ...}; arrays may be written to.
+            request: see ``real_robot.remote.codec.pack``.
+            check: raises DataError where the answer is not one.
 
         Raises:
             DeviceError: the server does not answer in time, is gone, or answers with an error; the text says which.
         """
         deadline = time.monotonic() + self.timeout_s
-        message = pack(self._request(obs))
+        message = pack(request)
         try:
             connection = self._connection
             if connection is None or connection.state is not State.OPEN:
@@ -107,13 +108,13 @@ class RemotePolicy(PolicyClient):
             if not isinstance(answer, dict):
                 raise DataError(f"a {type(answer).__name__}")
             answer = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in answer.items()}
-            _check_actions(answer.get("actions"))
+            check(answer)
         except ConnectionClosed as e:
             self._drop()
-            raise DeviceError(f"The policy server {self.address} has ended the connection: {e}.") from e
+            raise DeviceError(f"The {self.role} {self.address} has ended the connection: {e}.") from e
         except DataError as e:
             self._drop()
-            raise DeviceError(f"The policy server {self.address} answers with something else than actions: {e}") from e
+            raise DeviceError(f"The {self.role} {self.address} answers with something else than expected: {e}") from e
         except BaseException:  # its answer may still come, and must not be taken for the next one's
             self._drop()
             raise
@@ -125,23 +126,13 @@ class RemotePolicy(PolicyClient):
             self._connection.close()
             self._connection = None
 
-    def _request(self, obs: Mapping[str, Any]) -> dict[str, Any]:
-        options = self.metadata.get("options", ())
-        unknown = [k for k in obs if k.startswith(RESERVED) and k not in options]
-        if [k for k in unknown if k != RESET]:
-            raise ContractError(
-                f"The policy server {self.address} knows nothing of {', '.join(unknown)}; serve the policy with "
-                "execution.name=rtc or rti."
-            )
-        return {k: v for k, v in obs.items() if k not in unknown}  # others remember nothing that could be reset
-
     def _reconnect(self, deadline: float) -> ClientConnection:
         self._drop()
         connection, found = self._connect(deadline)
         if found.get("checkpoint") != self.metadata.get("checkpoint"):
             _cut(connection)
             raise DeviceError(
-                f"The policy server {self.address} now serves another checkpoint ({found.get('checkpoint')}) than "
+                f"The {self.role} {self.address} now serves another checkpoint ({found.get('checkpoint')}) than "
                 f"before ({self.metadata.get('checkpoint')}): start anew if that is meant."
             )
         self._connection = connection
@@ -161,23 +152,23 @@ class RemotePolicy(PolicyClient):
                 proxy=None,
             )
         except InvalidURI as e:
-            raise ConfigError(f"'{self.address}' is not the address of a policy server, as ws://host:8000 is.") from e
+            raise ConfigError(f"'{self.address}' is not the address of a {self.role}, as ws://host:8000 is.") from e
         except InvalidStatus as e:
             said = e.response.body.decode(errors="replace").strip() if e.response.body else ""
             if e.response.status_code in (401, 403):
-                raise ConfigError(f"The policy server {self.address} does not let us in: {said}") from e
-            raise DeviceError(f"The policy server {self.address}: {e}. {said}".rstrip()) from e
+                raise ConfigError(f"The {self.role} {self.address} does not let us in: {said}") from e
+            raise DeviceError(f"The {self.role} {self.address}: {e}. {said}".rstrip()) from e
         except (OSError, InvalidHandshake, ConnectionClosed, EOFError) as e:  # TimeoutError is an OSError
             reason = "it does not answer" if isinstance(e, TimeoutError) else str(e)
             raise DeviceError(
-                f"No policy server at {self.address} ({reason}). Is `python -m real_robot.serve` running there, with "
+                f"No {self.role} at {self.address} ({reason}). Is `{self.command}` running there, with "
                 "host=0.0.0.0 if it is another machine, and the port open?"
             ) from e
         try:
             found = unpack(self._receive(connection, deadline))
         except ConnectionClosed as e:
             _cut(connection)
-            raise DeviceError(f"The policy server {self.address} has ended the connection at once: {e}.") from e
+            raise DeviceError(f"The {self.role} {self.address} has ended the connection at once: {e}.") from e
         except BaseException:
             _cut(connection)
             raise
@@ -188,17 +179,45 @@ class RemotePolicy(PolicyClient):
             answer = connection.recv(timeout=max(deadline - time.monotonic(), 0))
         except TimeoutError as e:
             raise DeviceError(
-                f"The policy server {self.address} did not answer within {self.timeout_s:g} s; it is overloaded or "
+                f"The {self.role} {self.address} did not answer within {self.timeout_s:g} s; it is overloaded or "
                 "frozen, or the network is."
             ) from e
         if isinstance(answer, str):
-            raise DeviceError(f"The policy server {self.address} refuses: {answer.strip()}")
+            raise DeviceError(f"The {self.role} {self.address} refuses: {answer.strip()}")
         return answer
 
     def _drop(self) -> None:
         if self._connection is not None:
             _cut(self._connection)
             self._connection = None
+
+
+class RemotePolicy(Remote, PolicyClient):
+    """A policy that another process serves."""
+
+    def infer(self, obs: Mapping[str, Any]) -> dict[str, Any]:
+        """One chunk.
+
+        Args:
+            obs: as the metadata describe it; ``real_robot.remote.keys`` has what else it may hold.
+
+        Returns:
+            {"actions": (Ta, Da), "server_timing": {...}, ...}; arrays may be written to.
+
+        Raises:
+            DeviceError: see ``ask``.
+        """
+        return self.ask(self._request(obs), lambda answer: _check_actions(answer.get("actions")))
+
+    def _request(self, obs: Mapping[str, Any]) -> dict[str, Any]:
+        options = self.metadata.get("options", ())
+        unknown = [k for k in obs if k.startswith(RESERVED) and k not in options]
+        if [k for k in unknown if k != RESET]:
+            raise ContractError(
+                f"The policy server {self.address} knows nothing of {', '.join(unknown)}; serve the policy with "
+                "execution.name=rtc or rti."
+            )
+        return {k: v for k, v in obs.items() if k not in unknown}  # others remember nothing that could be reset
 
 
 def _cut(connection: ClientConnection) -> None:
