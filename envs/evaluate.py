@@ -97,6 +97,8 @@ def evaluate(
     """
     if not seeds:
         return []
+    if is_live(env_args) and not any(key.startswith("rgb") for key in env_args["obs"]):
+        video_seeds = ()  # a robot without a camera
     film = film or Film(every=4, height=240, width=240)
     results = [EpisodeResult(int(seed)) for seed in seeds]
     waiting = deque(range(len(results)))

@@ -168,9 +168,11 @@ class LiveEnv:
         return self._frame if moment is None else moment
 
     def render(self, height: int, width: int) -> np.ndarray:
-        """What its first camera shows, cut to fit; grey without one."""
+        """What its first camera shows, cut to fit. Raises ConfigError without one."""
         pictures = [x for key, x in self._frame.items() if self.spec.obs[key].kind == "rgb"]
-        return fit(pictures[0], "square", (height, width)) if pictures else np.full((height, width, 3), 96, np.uint8)
+        if not pictures:
+            raise ConfigError(f"{self.spec.name} shows no pictures: its observations are {list(self.spec.obs)}.")
+        return fit(pictures[0], "square", (height, width))
 
     def close(self) -> None:
         """Lets go of it."""

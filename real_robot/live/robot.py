@@ -21,7 +21,7 @@ from real_robot.core.actions import ActionSpace
 from real_robot.core.clock import MonotonicClock
 from real_robot.core.ring import Ring
 from real_robot.core.streams import HUMAN, MAX_ACTIONS, POLICY, REQUEST, Events, Session, chunk_dtype
-from real_robot.core.types import SECOND, Button, Clock, DeviceError, Joints, RobotSpec
+from real_robot.core.types import SECOND, Button, Clock, Joints, RobotSpec
 from real_robot.recorder.wishes import Wishes, asks
 from real_robot.simulators.hand import Pick
 from real_robot.simulators.port import ask
@@ -143,10 +143,13 @@ class LiveRobot:
         return np.array(self._newest("command")["sent"], np.float64)
 
     def _write(self, points: np.ndarray, dt: float) -> int:
-        """A chunk (T, n) whose first point is due now; returns its id."""
+        """A chunk (T, n) whose first point is due now; returns its id.
+
+        It counts as seen a moment ago: control may have begun its tick before now, and follows nothing from the future.
+        """
         now, record = self.clock.now(), np.zeros((), self._chunks.dtype)
         self._id += 1
-        record["id"], record["t_obs"], record["due"], record["dt"] = self._id, now, now, dt
+        record["id"], record["t_obs"], record["due"], record["dt"] = self._id, now - MOMENT, now, dt
         record["length"], record["asked"], record["answered"] = len(points), now, now
         record["actions"] = np.nan
         record["actions"][: len(points)] = points
@@ -168,6 +171,8 @@ class LiveRobot:
             while why := self._held():
                 self._rest()
                 yield why
+            self._rest()  # control follows nothing that was seen before it was free to
+            self._rest()
             yield from self._lead_home()
             if not self._held() and np.abs(self._newest("state")["q"] - self._home).max() < AT_HOME:
                 yield from self._arrange(episode.seed)
@@ -240,7 +245,7 @@ class LiveRobot:
     def act(self, episode: Episode, actions: np.ndarray) -> Outcome:
         """Does (Ta, n) actions from now on, one per period, until the episode ends."""
         out, period = Outcome(), round(SECOND / episode.space.hz)
-        if len(actions) >= MAX_ACTIONS or len(actions) * period > self.max_age * SECOND:
+        if len(actions) >= MAX_ACTIONS or len(actions) * period + MOMENT > self.max_age * SECOND:
             raise ContractError(
                 f"{len(actions)} actions at {episode.space.hz:g} Hz are more than {MAX_ACTIONS - 1}, or last longer "
                 f"than safety.max_age={self.max_age:g} s: a shorter n_action_steps (algo.hold) will do."
@@ -326,14 +331,3 @@ class LiveRobot:
         if number is not None and not following:
             return "control did not take the actions; its log says why"
         return ""
-
-    def wait_for(self, ask: Callable[[], Any]) -> Any:
-        """``ask`` until it is ready, at most a second. Raises DeviceError saying what is missing."""
-        end = self.clock.now() + SECOND
-        while True:
-            try:
-                return ask()
-            except NotReady as e:
-                if self.clock.now() > end:
-                    raise DeviceError(str(e)) from None
-            self._rest()

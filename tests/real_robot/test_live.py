@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -17,13 +25,15 @@ from envs.evaluate import evaluate
 from envs.make import make_env
 from launch.live import on_robot
 from real_robot.core.actions import ActionSpace
-from real_robot.core.streams import teleop_dtype
+from real_robot.core.streams import POLICY, REQUEST, Session, teleop_dtype
 from real_robot.core.types import SECOND, Button
 from real_robot.env import RobotEnv
 from real_robot.live.robot import LiveRobot
 from real_robot.live.served import ServedRobot
 from real_robot.recorder.sampling import Rule
 from real_robot.simulators.lab import Lab
+from tests.real_robot.buses import ENVIRONMENT, ROOT
+from tests.real_robot.command import Command
 from tests.real_robot.trivial_server import serving
 
 SEED, GAMMA, TA = 3, 0.9, 8
@@ -275,3 +285,103 @@ def test_only_policies_of_a_robot_have_one():
     args = on_robot(told, {"suite": "real", "server": "ws://x", "episode_length": 9}).env_args
     assert args == {"suite": "real", "server": "ws://x", "episode_length": 9, "obs": ["state"], "rule": {"hz": 1},
                     "actions": {}, "joints": ["a", "b"]}  # fmt: skip
+
+
+def train(run, *words):
+    done = subprocess.run(
+        [sys.executable, "train.py", *words, f"run_dir={run}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Person:
+    """Beside a running robot: stops it, takes over, and finds it good, each once the policy has led for a while."""
+
+    def __init__(self, folder):
+        self.session, self.steps, self._over = Session(folder), [], threading.Event()
+        n = self.session.attach("command").dtype["sent"].shape[0]
+        self._hand = self.session.create("teleop", teleop_dtype(n), 256)
+        self._request = self.session.create("request.person", REQUEST, 16)
+        self._thread = threading.Thread(target=self._stand_by)
+        self._thread.start()
+
+    def _led(self, ticks):
+        """Waits until an episode's actions have been followed for so many ticks."""
+        ring, seen, led = self.session.attach("command"), self.session.attach("command").newest, 0
+        chunks = self.session.attach("chunk")
+        while led < ticks and not self._over.is_set():
+            for record in ring.since(seen)[0]:
+                seen = record.n
+                chunk = chunks.latest()
+                led += int(record.data["source"]) == POLICY and chunk is not None and int(chunk.data["length"]) == 9
+            time.sleep(0.005)
+
+    def _press(self, button):
+        self._request.put(np.array((int(button),), REQUEST), time.monotonic_ns())
+
+    def _stand_by(self):
+        self._led(250)
+        self._press(Button.ESTOP)
+        self._led(250)
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            target = self.session.attach("command").latest().data["sent"]
+            self._hand.put(np.array((time.monotonic() < end - 0.1, target, 0), self._hand.dtype), time.monotonic_ns())
+            time.sleep(0.01)
+        self._led(250)
+        self._press(Button.SUCCESS)
+
+    def leaves(self):
+        self._over.set()
+        self._thread.join()
+
+
+@pytest.mark.slow
+def test_a_policy_is_improved_in_real_time(tmp_path, monkeypatch):
+    base, run, shm = tmp_path / "base", tmp_path / "run", tmp_path / "shm"
+    small = ["obs=state", "obs.keys=[agent_pos,cube]", "network.hidden_dim=32", "policy.n_inference_steps=2"]
+    brief = ["data.n_demos=1", "algo.train_steps=20", "eval.n_episodes=1", "eval.n_videos=0"]
+    train(base, "task=robot", *small, *brief, f"data.root={tmp_path}")
+    shm.mkdir()
+    monkeypatch.setitem(ENVIRONMENT, "DEFT_SHM", str(shm))
+    patient = ["priority=null", "safety.watch.robot=2.0", "safety.watch.late=5.0", "safety.watch.overruns=400"]
+    robot = Command("real_robot.live", "robot=mujoco", "port=0", *patient)
+    person = None
+    try:
+        address = robot.says("listening on").split()[-1]
+        robot.says("INIT -> READY", 60)
+        person = Person(next(shm.glob("deft-*")))
+        # Nothing is measured but what training itself shows of the base
+        none = ["eval.n_episodes=0", "eval.every_n_episodes=0", "algo.demos=false"]
+        options = ["algo.env_steps=160", "algo.learning_starts=16", "algo.warmup_steps=40", "algo.save_every=40"]
+        live = ["task=live", f"task.server={address}", "task.episode_length=45"]
+        told = train(run, "algo=residual", f"base={base}", *live, *options, *none)
+        assert told["success_rate"] is None
+    finally:
+        if person is not None:
+            person.leaves()
+        said = "".join(robot.said)
+        robot.kill() if robot.process.poll() is not None else robot.ends()
+    state = torch.load(run / "state.pt", weights_only=False)
+    assert state["algo"]["core"]["counters"][1] > 50  # updates
+    rows = state["algo"]["core"]["replay"]["rows"]
+    done, discount, reward = (rows[k]["kept"][:, 0].tolist() for k in ("done", "discount", "reward"))
+    lengths, steps, ended, gamma = [], 0, [], 0.99
+    for over, left, won in zip(done, discount, reward, strict=True):
+        n = round(math.log(left) / math.log(gamma)) if left else None
+        steps = steps + n if n is not None else None
+        if over:
+            lengths.append(steps)
+            ended.append("won" if won else "cut or late")
+            steps = 0
+    assert ended.count("won") == 1  # as the person said
+    assert lengths[ended.index("won")] is None  # nothing follows it
+    cuts = {why: int(n) for n, why in re.findall(r"cut after (\d+) steps: (.*)", said)}
+    assert set(cuts) == {"the robot is in FAULT", "a person has taken over"}
+    for n in cuts.values():
+        assert n in lengths  # of what was learned from: all that was done, and no step more
+    rest = [n for n in lengths if n is not None and n not in cuts.values()]
+    assert set(rest) <= {45}
+    assert 45 in lengths
