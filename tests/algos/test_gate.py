@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from algos.gate import check_gate
+from algos.off_policy import OffPolicy
 from algos.trust import Trust
 from data.errors import TrainingError
+from envs.base import ChunkStep
 from envs.evaluate import wilson_interval
 from launch.history import History, smoothed
 
@@ -67,6 +70,24 @@ def test_trust_follows_the_wilson_bounds():
 def test_an_unknown_base_is_not_passed():
     trust = Trust(window=10)
     assert not any(trust.add(True) for _ in range(50))
+
+
+def test_a_base_that_was_not_measured_is_measured_in_training():
+    options = dict(batch_size=2, utd_ratio=0.0, n_step=1, learning_starts=0, warmup_steps=0, base_fraction=1.0,
+                   quiet_fraction=1.0, replay_size=100, replay_gb=1.0, replay_dir=None, value_low=None,
+                   value_high=None, seed=0)  # fmt: skip
+    x, no = {"x": torch.zeros(1, 2)}, torch.zeros(1, dtype=torch.bool)
+    for beforehand, expected in (((3, 4), (3, 4)), ((0, 0), (2, 5))):
+        core = OffPolicy(1, **options)
+        core.trust.base(*beforehand)
+        for success in (True, False, True, False, None):  # the last one is cut before anything was done
+            core.begin_episodes(~no)
+            steps = torch.tensor([0 if success is None else 4])
+            won = torch.tensor([bool(success)])
+            core.store(x, torch.zeros(1, 1), ChunkStep(x, x, won * 1.0, ~won * 1.0, won, ~won, won, steps), x)
+        assert (core.trust.base_successes, core.trust.base_episodes) == expected
+        assert len(core.replay) == 4
+        assert core.env_steps == 16
 
 
 def test_dip_is_of_the_smoothed_evaluations():

@@ -62,6 +62,15 @@ class World:
             "extras": {"t": torch.tensor(column[1]), "next_t": torch.tensor(column[1]) + torch.tensor(column[5])},
         }
 
+    def cut(self) -> torch.Tensor:
+        """Some episodes end where they are, with nothing more done; which."""
+        rows = torch.from_numpy(self.rng.random(self.n_envs) < 0.2)
+        for i in rows.nonzero()[:, 0].tolist():
+            if self.log:
+                self.log[-1][i] = (*self.log[-1][i][:4], True, self.log[-1][i][5])
+            self.episode[i], self.t[i], self.length[i] = self.episode[i] + 1, 0, self._length()
+        return rows
+
     def expected(self, row: int, i: int, n_step: int) -> tuple:
         """(episode, t, reward, discount, done, episode and time of the successor), one decision after the other."""
         reward, discount, done, at = 0.0, 1.0, False, row
@@ -88,6 +97,7 @@ def test_n_step_against_brute_force(seed, n_envs, to, ta, n_step, n_rows, capaci
     replay = Replay(n_envs, to, capacity=capacity)
     for _ in range(n_rows):
         replay.add(**world.step())
+        replay.cut(world.cut())
     assert len(replay) == min(n_rows, capacity)
     oldest = n_rows - len(replay)
     pairs = [(r, i) for r in range(oldest, n_rows) for i in range(n_envs)]

@@ -25,7 +25,7 @@ def test_every_choice_composes(group, name):
     config = load_config("train", [f"{group}={name}"])
     assert config["algo"]["batch_size"] >= 1
     if group == "task":
-        assert config[group]["suite"] == {"robot": "real_robot.env:RobotEnv"}.get(name, name)
+        assert config[group]["suite"] == {"robot": "real_robot.env:RobotEnv", "live": "real"}.get(name, name)
     elif group not in ("experiment", "encoder", "size"):
         assert config[group]["name"] == name
 
@@ -34,7 +34,7 @@ def test_every_choice_composes(group, name):
 def test_every_robot_composes(name):
     needs = {"so101": ["port", "calibration"], "dynamixel": ["port", "calibration"], "ur": ["host"]}.get(name, [])
     given = [f"robot={name}", *(f"robot.{option}=x" for option in needs)]
-    for command, more in (("record", ["out=x"]), ("deploy", ["checkpoint=x"])):
+    for command, more in (("record", ["out=x"]), ("deploy", ["checkpoint=x"]), ("live", [])):
         config = load_config(command, [*given, *more])
         assert config["robot"]["type"] == ("mujoco" if name.endswith("_mujoco") else name.removesuffix("_sim"))
         assert config["safety"]["max_age"] > 0
