@@ -166,9 +166,6 @@ class FineTuning(Session):
         algo = config["algo"]
         if accelerator.num_processes > 1:
             raise ConfigError(f"algo={algo['name']} trains in one process; leave out accelerate launch.")
-        live = is_live(config["task"])
-        if live and FINE_TUNERS.get(algo["name"], Residual) not in (Residual, DSRL):
-            raise ConfigError(f"algo={algo['name']} wants many more episodes than a robot has: residual or dsrl.")
         torch.manual_seed(config["seed"])
         self.base, task, store = self.start_from(config, accelerator)
         super().__init__(config, run, accelerator, task, store)
@@ -182,7 +179,7 @@ class FineTuning(Session):
             n_obs_steps=self.algo.policy.n_obs_steps,
             n_action_steps=self.algo.n_action_steps,
             gamma=algo["gamma"],
-            in_process=algo["n_workers"] == 0 and not live,  # a robot does not wait for updates
+            in_process=algo["n_workers"] == 0 and not is_live(task.env_args),  # a robot does not wait for updates
             n_workers=algo["n_workers"] or None,
             base_seed=config["seed"],
         )

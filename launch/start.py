@@ -32,6 +32,8 @@ def read_config(argv: list[str], fine_tuners: Collection[str]) -> tuple[dict[str
     names = ("train_steps", "batch_size", "save_every", "env_steps", "n_envs")
     check_at_least(1, config, [f"algo.{name}" for name in names if name in config["algo"]])
     live = is_live(config["task"])  # whose episodes are dear
+    if live and config["algo"]["name"] in ("dppo", "residual_ppo"):
+        raise ConfigError(f"algo={config['algo']['name']} wants many more episodes than a robot has: residual or dsrl.")
     check_at_least(1, config, ["eval.n_envs"])
     check_at_least(0 if live and not config["eval"]["every"] else 1, config, ["eval.every_n_episodes"])
     check_at_least(0 if live or config["algo"]["name"] == "bc" else 1, config, ["eval.n_episodes"])

@@ -24,6 +24,7 @@ from envs.chunk_env import ChunkEnv
 from envs.evaluate import evaluate
 from envs.make import make_env
 from launch.live import on_robot
+from launch.start import read_config
 from real_robot.core.actions import ActionSpace
 from real_robot.core.streams import POLICY, REQUEST, Session, teleop_dtype
 from real_robot.core.types import SECOND, Button
@@ -285,6 +286,11 @@ def test_only_policies_of_a_robot_have_one():
     args = on_robot(told, {"suite": "real", "server": "ws://x", "episode_length": 9}).env_args
     assert args == {"suite": "real", "server": "ws://x", "episode_length": 9, "obs": ["state"], "rule": {"hz": 1},
                     "actions": {}, "joints": ["a", "b"]}  # fmt: skip
+
+
+def test_what_wants_thousands_of_episodes_is_refused():
+    with pytest.raises(ConfigError, match="residual or dsrl"):
+        read_config(["algo=dppo", "base=some.where:policy", "task=live"], ["dppo"])
 
 
 def train(run, *words):
