@@ -146,7 +146,7 @@ class Controller:
         self._let_go_first = engaged and (self._let_go_first or not enabled)
         return engaged and not self._let_go_first
 
-    def _listen_to_policy(self, now: int) -> None:
+    def _listen_to_policy(self) -> None:
         for record in self._new("chunk"):
             d = record.data
             length = int(np.clip(d["length"], 0, d["actions"].shape[0]))
@@ -154,7 +154,7 @@ class Controller:
             chunk = Chunk(int(d["id"]), int(d["t_obs"]), int(d["due"]), float(d["dt"]), actions)
             if self.machine.state not in (Machine.RUN, Machine.PAUSE):
                 continue
-            if (reason := self.executor.accept(chunk, now)) is not None:
+            if (reason := self.executor.accept(chunk, self.clock.now())) is not None:  # written since the tick began
                 self.events.warning(f"chunk {chunk.id} refused: {reason}")
 
     # ------------------------------------------------------------------ acting
@@ -167,7 +167,7 @@ class Controller:
         self._ticks += 1
         fault = self._listen_to_robot(now) or self._judge_time(now - due) or self._judge_tracking()
         buttons = self._listen_to_people(now)
-        self._listen_to_policy(now)
+        self._listen_to_policy()
         wish = self.executor.target(now)
         engaged = self._engaged()
         held = self.watch.enable is None or now - self._enabled_at <= self.watch.enable * SECOND

@@ -143,13 +143,10 @@ class LiveRobot:
         return np.array(self._newest("command")["sent"], np.float64)
 
     def _write(self, points: np.ndarray, dt: float) -> int:
-        """A chunk (T, n) whose first point is due now; returns its id.
-
-        It counts as seen a moment ago: control may have begun its tick before now, and follows nothing from the future.
-        """
+        """A chunk (T, n) whose first point is due now; returns its id."""
         now, record = self.clock.now(), np.zeros((), self._chunks.dtype)
         self._id += 1
-        record["id"], record["t_obs"], record["due"], record["dt"] = self._id, now - MOMENT, now, dt
+        record["id"], record["t_obs"], record["due"], record["dt"] = self._id, now, now, dt
         record["length"], record["asked"], record["answered"] = len(points), now, now
         record["actions"] = np.nan
         record["actions"][: len(points)] = points
