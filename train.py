@@ -32,9 +32,9 @@ from algos.residual_ppo import ResidualPPO
 from configs.loader import help_text
 from data.chunks import ChunkDataset, ChunkSampler
 from data.construct import construct, lookup
-from data.episodes import EpisodeStore
 from data.errors import ConfigError
 from data.normaliser import Normaliser
+from data.source import Episodes
 from data.spec import TaskSpec
 from envs.chunk_env import ChunkEnv
 from envs.evaluate import summarise
@@ -60,7 +60,7 @@ FROM_NOTHING = ("sac", "rlpd")
 LOOP_OPTIONS = ("name", "env_steps", "save_every", "n_envs", "n_workers", "gamma", "demos", "critic_obs")
 
 
-def make_policy(config: Mapping[str, Any], store: EpisodeStore, task: TaskSpec, n_episodes: int) -> ChunkPolicy:
+def make_policy(config: Mapping[str, Any], store: Episodes, task: TaskSpec, n_episodes: int) -> ChunkPolicy:
     """The policy of ``config`` for ``task``, its normaliser fitted on the training episodes."""
     torch.manual_seed(config["seed"])  # every process starts from the same weights
     normaliser = Normaliser.fit(store, normaliser_modes(task), episodes=np.arange(n_episodes))
@@ -97,7 +97,7 @@ class Imitation(Session):
             world_size=accelerator.num_processes,
         )
 
-    def demonstrations(self, config: dict[str, Any], accelerator: Accelerator) -> tuple[EpisodeStore, TaskSpec]:
+    def demonstrations(self, config: dict[str, Any], accelerator: Accelerator) -> tuple[Episodes, TaskSpec]:
         """The data set, and the part of its task that is used."""
         return demonstrations(config, accelerator)
 
@@ -189,7 +189,7 @@ class FineTuning(Session):
 
     def start_from(
         self, config: dict[str, Any], accelerator: Accelerator
-    ) -> tuple[Policy | None, TaskSpec, EpisodeStore | None]:
+    ) -> tuple[Policy | None, TaskSpec, Episodes | None]:
         """The base, its task, and demonstrations."""
         return base_and_demos(config, accelerator)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.episodes import EpisodeStore
+from data.source import Episodes
 
 
 class Demo(NamedTuple):
@@ -30,7 +30,7 @@ class Demo(NamedTuple):
 
 
 def demo_transitions(
-    store: EpisodeStore,
+    store: Episodes,
     *,
     obs_keys: Sequence[str],
     n_obs_steps: int,

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from data.episodes import EpisodeStore
 from data.errors import DataError
+from data.source import Episodes
 from data.zarr_read import find_zip
 from data.zarr_write import PARTIAL, file_lock
 
@@ -36,7 +36,7 @@ def decoded_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(_KEEP.get(native, native))
 
 
-def decoded_bytes(store: EpisodeStore, key: str, n_rows: int) -> int:
+def decoded_bytes(store: Episodes, key: str, n_rows: int) -> int:
     """Bytes that ``n_rows`` rows of ``key`` take in memory."""
     return n_rows * int(np.prod(store.shape(key), dtype=np.int64)) * decoded_dtype(store.dtype(key)).itemsize
 
@@ -44,7 +44,7 @@ def decoded_bytes(store: EpisodeStore, key: str, n_rows: int) -> int:
 class MemoryRows:
     """Rows held as one tensor on ``device``; ``episodes`` only, packed one after the other in their order."""
 
-    def __init__(self, store: EpisodeStore, key: str, episodes: np.ndarray, device: torch.device) -> None:
+    def __init__(self, store: Episodes, key: str, episodes: np.ndarray, device: torch.device) -> None:
         n = sum(b - a for a, b in store.runs(episodes))
         dtype = decoded_dtype(store.dtype(key))
         self.data = torch.zeros((n, *store.shape(key)), dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=device)
@@ -66,16 +66,21 @@ class MemoryRows:
 
 
 class FileRows:
-    """Rows read from a decoded cache file. ``rows_on_file`` maps packed rows to rows of the store."""
+    """Rows read from a file: the data set's own where they lie there as they are needed, else a decoded cache.
+
+    ``rows_on_file`` maps packed rows to rows of the store.
+    """
 
     def __init__(
-        self, store: EpisodeStore, key: str, rows_on_file: np.ndarray, device: torch.device, cache_dir: Path
+        self, store: Episodes, key: str, rows_on_file: np.ndarray, device: torch.device, cache_dir: Path
     ) -> None:
-        self.path = build_cache(store, key, cache_dir)
+        self.row_bytes = decoded_bytes(store, key, 1)
+        if (raw := _own_file(store, key)) is not None:
+            self.path, self._offsets = raw[0], raw[1][rows_on_file]
+        else:
+            self.path, self._offsets = build_cache(store, key, cache_dir), rows_on_file * self.row_bytes
         self.shape = store.shape(key)
         self.dtype = torch.from_numpy(np.empty(0, decoded_dtype(store.dtype(key)))).dtype
-        self.row_bytes = decoded_bytes(store, key, 1)
-        self._rows_on_file = rows_on_file
         self._device = device
         self._fd = os.open(self.path, os.O_RDONLY)
         if hasattr(os, "posix_fadvise"):  # not on macOS
@@ -87,23 +92,38 @@ class FileRows:
 
     def take(self, rows: Int64[Tensor, " n"]) -> Shaped[Tensor, "n ..."]:
         """``rows`` (on the CPU) as (n, *shape) on the device; one read per run of neighbouring rows."""
-        at = self._rows_on_file[rows.numpy()]
+        at = self._offsets[rows.numpy()]
         out = torch.empty((len(at), *self.shape), dtype=self.dtype, pin_memory=self._device.type == "cuda")
         if not len(at):
             return out.to(self._device)
         view = out.view(torch.uint8).numpy().reshape(-1).data
-        cuts = np.flatnonzero(np.diff(at) != 1) + 1
         n = self.row_bytes
+        cuts = np.flatnonzero(np.diff(at) != n) + 1
         for a, b in zip([0, *cuts.tolist()], [*cuts.tolist(), len(at)], strict=True):
-            self._read(view[a * n : b * n], int(at[a]) * n)
+            self._read(view[a * n : b * n], int(at[a]))
         return out.to(self._device, non_blocking=True)
 
     def _read(self, into: memoryview, offset: int) -> None:
         while len(into):
             got = os.preadv(self._fd, [into], offset)
             if got <= 0:
-                raise DataError(f"{self.path} has become shorter than it was; delete it, it is built again.")
+                raise DataError(
+                    f"{self.path} has become shorter than it was. If it is a cache, delete it; it is built again."
+                )
             into, offset = into[got:], offset + got
+
+
+def _own_file(store: Episodes, key: str) -> tuple[Path, np.ndarray] | None:
+    """(file, offset of each row), where no cache is needed."""
+    rows = store.array(key)
+    if rows.dtype != decoded_dtype(rows.dtype) or (raw := rows.raw()) is None:
+        return None
+    if len(raw[1]) and int(raw[1].max()) + rows.row_bytes > raw[0].stat().st_size:
+        raise DataError(f"{rows.name} goes on behind the end of the file: it is cut off. Copy it again.")
+    if rows.dtype.kind == "f":
+        for _ in store.finite_blocks(key):  # says where a value is not finite
+            pass
+    return raw
 
 
 def default_cache_dir(path: Path) -> Path:
@@ -113,7 +133,7 @@ def default_cache_dir(path: Path) -> Path:
     return path.with_name(path.name + ".cache")
 
 
-def build_cache(store: EpisodeStore, key: str, cache_dir: Path) -> Path:
+def build_cache(store: Episodes, key: str, cache_dir: Path) -> Path:
     """Decode ``key`` into a flat file of rows, once; streaming, with holes where the store holds nothing.
 
     The file's name carries a fingerprint of the store's chunks, so a store that has grown or been replaced gets a new
@@ -147,7 +167,7 @@ def build_cache(store: EpisodeStore, key: str, cache_dir: Path) -> Path:
     return path
 
 
-def _decode(store: EpisodeStore, key: str, dtype: np.dtype, partial: Path) -> None:
+def _decode(store: Episodes, key: str, dtype: np.dtype, partial: Path) -> None:
     row_bytes = decoded_bytes(store, key, 1)
     with open(partial, "wb") as f:
         for start, stop, block in store.finite_blocks(key):
@@ -162,7 +182,7 @@ def _decode(store: EpisodeStore, key: str, dtype: np.dtype, partial: Path) -> No
 
 
 def load_rows(
-    store: EpisodeStore,
+    store: Episodes,
     keys: list[str],
     episodes: np.ndarray,
     device: torch.device,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.errors import DataError, nearest
 from data.spec import FieldSpec, TaskSpec
-from data.zarr_read import LazyArray
+
+if TYPE_CHECKING:
+    from data.source import Rows
 
 SCHEMA_VERSION = 1
 _RESERVED = ("schema_version", "task")
@@ -68,7 +70,7 @@ def read_task(path: Path, attrs: dict[str, Any]) -> TaskSpec | None:
         raise DataError(f"{path}: the attribute 'task' is not a task's metadata ({type(e).__name__}: {e}).") from e
 
 
-def read_ends(path: Path, array: LazyArray) -> np.ndarray:
+def read_ends(path: Path, array: Rows) -> np.ndarray:
     """``meta/episode_ends`` as (n_episodes,) int64, strictly increasing from above 0."""
     if len(array.shape) != 1 or array.dtype.kind not in "iu":
         raise DataError(f"{path}: meta/episode_ends is {array.shape} {array.dtype}, expected (n_episodes,) int64.")

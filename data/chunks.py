@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from data.cache import load_rows
-from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
+from data.source import Episodes
 
 DEFAULT_MEMORY_BUDGET = 2 << 30
 
@@ -58,7 +58,7 @@ class ChunkDataset:
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: Episodes,
         *,
         obs_keys: list[str],
         n_obs_steps: int,
@@ -215,7 +215,7 @@ class ChunkSampler:
         return self._order[1]
 
 
-def _check_episodes(store: EpisodeStore, episodes: np.ndarray | None) -> np.ndarray:
+def _check_episodes(store: Episodes, episodes: np.ndarray | None) -> np.ndarray:
     if episodes is None:
         return np.arange(store.n_episodes)
     chosen = np.asarray(episodes, dtype=np.int64).reshape(-1)

@@ -14,35 +14,29 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from data import checks
-from data.errors import DataError, nearest
-from data.spec import FieldSpec, TaskSpec
+from data.errors import DataError
+from data.source import Episodes
+from data.spec import TaskSpec
 from data.zarr_read import LazyArray, child_arrays, open_group, read_array
 from data.zarr_write import GrowingArray, file_lock, write_json
 
 
-class EpisodeStore:
+class EpisodeStore(Episodes):
     """A data set of episodes. Make one with ``EpisodeStore.create`` or ``EpisodeStore.open``.
 
     A store opened for reading shows the episodes that were finished when it was opened; ``refresh`` looks again.
 
-    Attributes:
-        path: directory or zip file.
-        task: the task's contract; None for a store that Deft did not write.
-        attrs: the other root attributes.
-        episode_ends: (n_episodes,) int64, exclusive ends in rows of ``array(key)``.
+    Its ``path`` is a directory or zip file; its ``task`` is None where Deft did not write it (``data.opening`` puts one
+    together).
     """
 
-    path: Path
-    task: TaskSpec | None
-    attrs: dict[str, Any]
-    episode_ends: np.ndarray
+    format = "deft"
 
     def __init__(self, path: str | Path, mode: Literal["r", "a"] = "r") -> None:
         if mode not in ("r", "a"):
@@ -120,7 +114,7 @@ class EpisodeStore:
             )
         n_ends = ends.shape[0] if ends.ndim else 0
         self.episode_ends = checks.read_ends(self.path, LazyArray(ends, files, n_ends, complete=complete))
-        self._arrays: dict[str, LazyArray] = {}
+        self._arrays = {}
         for key, found in child_arrays(group, "data").items():
             n_rows = found.shape[0] if found.ndim else 0
             if n_rows < self.n_steps:
@@ -131,7 +125,7 @@ class EpisodeStore:
             self._arrays[key] = LazyArray(found, files, self.n_steps, complete=complete)
         if not self._arrays:
             raise DataError(f"{self.path} has no arrays under data/: expected data/action and the observations.")
-        self._episode_meta: dict[str, np.ndarray] = {}
+        self._episode_meta = {}
         for name, found in child_arrays(group, "meta").items():
             long_enough = found.ndim > 0 and found.shape[0] >= self.n_episodes
             if name.startswith("episode_") and name != "episode_ends" and long_enough:
@@ -139,107 +133,6 @@ class EpisodeStore:
                 self._episode_meta[name.removeprefix("episode_")] = lazy.read(0, self.n_episodes)
         if self.task is not None:
             checks.check_arrays(self.path, self.task, self._outline())
-
-    @property
-    def n_episodes(self) -> int:
-        """Finished episodes."""
-        return len(self.episode_ends)
-
-    @property
-    def n_steps(self) -> int:
-        """Time steps of all finished episodes."""
-        return int(self.episode_ends[-1]) if len(self.episode_ends) else 0
-
-    @property
-    def keys(self) -> list[str]:
-        """Names under data/: observations, "action", per-step extras."""
-        return list(self._arrays)
-
-    @property
-    def episode_starts(self) -> np.ndarray:
-        """(n_episodes,) int64, first row of each episode."""
-        return np.concatenate([np.zeros(1, np.int64), self.episode_ends[:-1]])[: self.n_episodes]
-
-    @property
-    def fields(self) -> dict[str, FieldSpec]:
-        """Shape, dtype and kind of every key: from the task where there is one, else guessed from the arrays."""
-        known = checks.task_fields(self.task) if self.task else {}
-        return {k: known.get(k) or checks.guess_field(k, a.shape[1:], a.dtype) for k, a in self._arrays.items()}
-
-    def array(self, key: str) -> LazyArray:
-        """``data/<key>`` as (n_steps, *shape), read when sliced. Raises DataError for an unknown key."""
-        if key not in self._arrays:
-            raise DataError(f"{self.path} has no data/{key}. {nearest(key, self.keys)}")
-        return self._arrays[key]
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one time step of ``key``."""
-        return self.array(key).shape[1:]
-
-    def dtype(self, key: str) -> np.dtype:
-        """Stored dtype of ``key``."""
-        return self.array(key).dtype
-
-    def episode_meta(self, name: str) -> np.ndarray:
-        """(n_episodes, ...) numbers given as ``meta={name: ...}`` when the episodes were appended."""
-        if name not in self._episode_meta:
-            raise DataError(f"{self.path} has no meta/episode_{name}. {nearest(name, list(self._episode_meta))}")
-        return self._episode_meta[name].copy()
-
-    @property
-    def episode_meta_names(self) -> list[str]:
-        """What ``episode_meta`` knows."""
-        return list(self._episode_meta)
-
-    def episode(self, i: int, keys: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Episode ``i`` (negative counts from the end): {key: (T, *shape)}, stored dtypes."""
-        if not -self.n_episodes <= i < self.n_episodes:
-            raise DataError(f"{self.path} has {self.n_episodes} episodes; there is no episode {i}.")
-        start, end = int(self.episode_starts[i]), int(self.episode_ends[i])
-        return {k: self.array(k).read(start, end) for k in (self.keys if keys is None else keys)}
-
-    def locate(self, row: int) -> tuple[int, int]:
-        """(episode, step in that episode) of a row of ``array(key)``."""
-        episode = int(np.searchsorted(self.episode_ends, row, side="right"))
-        return episode, row - int(self.episode_starts[episode])
-
-    def finite_blocks(
-        self, key: str, episodes: np.ndarray | None = None
-    ) -> Iterator[tuple[int, int, np.ndarray | None]]:
-        """Stream ``key`` over ``episodes`` (all): (start, stop, rows (stop - start, *shape)).
-
-        Rows are None where nothing is stored (all zero).
-
-        Raises:
-            DataError: a value that is not finite (naming episode and step), or a chunk that cannot be read.
-        """
-        array = self.array(key)
-        for start, stop in self.runs(episodes):
-            for a, b, empty in array.blocks(start, stop):
-                if empty:
-                    yield a, b, None
-                    continue
-                block = array.read(a, b)
-                if (bad := checks.first_not_finite(block)) is not None:
-                    episode, step = self.locate(a + bad)
-                    raise DataError(
-                        f"{self.path}: data/{key} holds a value that is not finite (NaN or infinite) in episode "
-                        f"{episode} at step {step}. Expected finite numbers; leave the episode out or record it again."
-                    )
-                yield a, b, block
-
-    def runs(self, episodes: np.ndarray | None = None) -> list[tuple[int, int]]:
-        """[start, stop) row ranges that cover ``episodes`` in their order, neighbours joined."""
-        if episodes is None:
-            return [(0, self.n_steps)] if self.n_steps else []
-        out: list[tuple[int, int]] = []
-        for i in np.asarray(episodes).tolist():
-            start, stop = int(self.episode_starts[i]), int(self.episode_ends[i])
-            if out and out[-1][1] == start:
-                out[-1] = (out[-1][0], stop)
-            else:
-                out.append((start, stop))
-        return out
 
     # ------------------------------------------------------------------------------------------ writing
 
@@ -281,9 +174,6 @@ class EpisodeStore:
         if (folder / ".zarray").exists():
             return GrowingArray(folder)
         return GrowingArray.create(folder, rows.shape[1:], rows.dtype)
-
-    def _outline(self) -> dict[str, checks.Outline]:
-        return {k: (a.shape[1:], a.dtype) for k, a in self._arrays.items()}
 
     def _lock(self) -> Any:
         return file_lock(self.path / ".lock")

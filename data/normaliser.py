@@ -11,8 +11,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from data.chunks import ChunkDataset
-from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError, nearest
+from data.source import Episodes
 
 Mode = Literal["minmax", "meanstd", "identity"]
 STATISTICS = ("min", "max", "mean", "std")
@@ -67,7 +67,7 @@ class Normaliser(nn.Module):
     @classmethod
     def fit(
         cls,
-        source: EpisodeStore | ChunkDataset,
+        source: Episodes | ChunkDataset,
         modes: dict[str, str],
         episodes: np.ndarray | None = None,
         range_eps: float = 1e-4,
@@ -80,8 +80,8 @@ class Normaliser(nn.Module):
         Raises:
             DataError: an unknown key, no data, a value that is not finite (naming episode and step).
         """
-        store = source if isinstance(source, EpisodeStore) else source.store
-        if episodes is None and not isinstance(source, EpisodeStore):
+        store = source if isinstance(source, Episodes) else source.store
+        if episodes is None and not isinstance(source, Episodes):
             episodes = source.episodes
         for key, mode in modes.items():
             _check_mode(key, mode)
@@ -165,7 +165,7 @@ def _check_mode(key: str, mode: str) -> None:
         raise ConfigError(f"Unknown normalisation '{mode}' for key '{key}'. {nearest(mode, list(get_args(Mode)))}")
 
 
-def _statistics(store: EpisodeStore, key: str, episodes: np.ndarray | None) -> dict[str, Tensor]:
+def _statistics(store: Episodes, key: str, episodes: np.ndarray | None) -> dict[str, Tensor]:
     """Min, max, mean and standard deviation per last dimension (D,)."""
     field = store.fields[key]
     # First per element of a row, which sums along time and is fast; points and pixels are joined at the end.

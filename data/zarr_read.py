@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
-import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,30 +18,12 @@ import zarr
 from zarr.storage import ZipStore
 
 from data.errors import DataError
+from data.source import Rows
+from data.zarr_codecs import HEAD, MAX_CHUNK, UNPACKED, damage
 
 REPAIR = "Copy the data set again from its source, or record it again."
-
-
-def blosc_damage(head: bytes, size: int, n_bytes: int) -> str:
-    """What is wrong with a Blosc buffer, judging by its header; "" if nothing or if ``head`` is not known.
-
-    Blosc's decoder trusts the sizes in the header and would read on behind a file that is cut off.
-
-    Args:
-        head: the buffer's first 16 bytes.
-        size: the buffer's length.
-        n_bytes: what it should decode to.
-    """
-    if not head and size:
-        return ""
-    if len(head) < 16:
-        return f"the file has {size} bytes, not even a header"
-    decoded, _, encoded = struct.unpack("<III", head[4:16])
-    if encoded != size:
-        return f"the file has {size} bytes where its header says {encoded}"
-    if decoded != n_bytes:
-        return f"its header says {decoded} decoded bytes, expected {n_bytes}"
-    return ""
+MAX_METADATA = 16 << 20  # bytes
+MAX_STEPS = 1 << 28
 
 
 def find_zip(path: Path) -> tuple[Path, str] | None:
@@ -84,6 +67,11 @@ def _store_in_zip(archive: Path, inside: str) -> str:
     marks = ("meta/episode_ends/.zarray", "meta/episode_ends/zarr.json")
     with zipfile.ZipFile(archive) as z:
         names = z.namelist()
+        for info in z.infolist():
+            if Path(info.filename).name.startswith(".z") and info.file_size > MAX_METADATA:
+                raise DataError(
+                    f"{archive}: {info.filename} claims {info.file_size / 1e9:.1f} GB; metadata has kilobytes."
+                )
     roots = sorted({n[: -len(m)].rstrip("/") for n in names for m in marks if n.endswith(m)})
     roots = [r for r in roots if not inside or r == inside or r.startswith(inside + "/")]
     if len(roots) > 1:
@@ -99,19 +87,21 @@ class ChunkFiles:
     def __init__(self, root: Path, prefix: str = "") -> None:
         self.root, self.prefix, self._zip = root, prefix, None
         if root.is_file():
-            with zipfile.ZipFile(root) as z:
-                self._zip = {i.filename: (i.file_size, i.CRC) for i in z.infolist()}
+            self._archive = zipfile.ZipFile(root)
+            self._zip = {i.filename: (i.file_size, i.CRC) for i in self._archive.infolist()}
 
-    def head(self, key: str) -> tuple[bytes, int] | None:
-        """(first 16 bytes, size) of one chunk file, None if there is none; zip files check themselves: no bytes."""
-        if self._zip is not None:
-            found = self.stamp(key)
-            return None if found is None else (b"", found[0])
+    def head(self, key: str, most: int) -> tuple[bytes, int] | None:
+        """(first ``most`` bytes, size) of one chunk file, None if there is none."""
         try:
+            if self._zip is not None:
+                if (found := self.stamp(key)) is None:
+                    return None
+                with self._archive.open(f"{self.prefix}/{key}".lstrip("/")) as f:
+                    return f.read(most), found[0]
             with open(self.root / key, "rb", buffering=0) as f:
-                return f.read(16), os.fstat(f.fileno()).st_size
-        except OSError:
-            return None
+                return f.read(most), os.fstat(f.fileno()).st_size
+        except (OSError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error):
+            return None if self._zip is None else (b"", 0)
 
     def stamp(self, key: str) -> tuple[int, int] | None:
         """(size, CRC or modification time) of one chunk file, None if there is none."""
@@ -124,7 +114,7 @@ class ChunkFiles:
         return s.st_size, s.st_mtime_ns
 
 
-class LazyArray:
+class LazyArray(Rows):
     """One array of a store, (n, *shape), read in slices of time; nothing is kept in memory.
 
     ``complete`` says that the writer stores every chunk, so a missing file is damage and not zarr's "all fill value".
@@ -134,45 +124,26 @@ class LazyArray:
         self._array, self._files, self._complete = array, files, complete
         self._base = array.path.removeprefix(files.prefix).lstrip("/")
         self.name = f"{files.root / files.prefix}/{self._base}"
-        self.shape: tuple[int, ...] = (n, *array.shape[1:])
-        self.dtype: np.dtype = np.dtype(array.dtype)
+        self.shape = (n, *array.shape[1:])
+        self.dtype = np.dtype(array.dtype)
         self.chunks: tuple[int, ...] = tuple(getattr(array, "shards", None) or array.chunks)
+        self._chunk_bytes = math.prod(self.chunks) * self.dtype.itemsize
+        if self._chunk_bytes > MAX_CHUNK or n > MAX_STEPS:
+            raise DataError(
+                f"{self.name} claims {n} rows in chunks of {self._chunk_bytes / 1e9:.1f} GB; expected 1 GB at most. "
+                f"{REPAIR}"
+            )
         plain = array.metadata.zarr_format == 2 and not array.filters
-        blosc = plain and any("blosc" in type(c).__module__ for c in array.compressors)
-        self._blosc_bytes = int(np.prod(self.chunks, dtype=np.int64)) * self.dtype.itemsize if blosc else None
+        self._codec = next((str(getattr(c, "codec_id", "?")) for c in array.compressors), "") if plain else "?"
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @property
-    def row_bytes(self) -> int:
-        """Decoded bytes of one time step."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-
-    def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
-        """``array[3]``, ``array[10:20]`` or ``array[np.array([...])]``, each along time.
-
-        Raises:
-            DataError: a chunk is missing, cut off or corrupt.
-        """
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step < 1:
-                raise IndexError(f"{self.name}: a slice of time must go forwards, got step {step}")
-            return self.read(start, max(start, stop))[::step]
-        index = np.asarray(rows, dtype=np.int64)
-        if index.size and (index.min() < -len(self) or index.max() >= len(self)):
-            raise IndexError(f"{self.name}: row out of range for {len(self)} rows")
-        index = np.where(index < 0, index + len(self), index)
-        if index.ndim == 0:
-            return self.read(int(index), int(index) + 1)[0]
-        return np.asarray(self._array.oindex[index] if index.size else self.read(0, 0))
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Rows at any places, (n,) int64 in [0, len), in that order."""
+        return np.asarray(self._array.oindex[rows] if rows.size else self.read(0, 0))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as (stop - start, *shape), decoded."""
-        if self._complete or self._blosc_bytes is not None:
-            for key in self._chunk_keys(start, stop):
-                self._check_chunk(key)
+        for key in self._chunk_keys(start, stop):
+            self._check_chunk(key)
         try:
             return np.asarray(self._array[start:stop])
         except Exception as e:
@@ -212,12 +183,17 @@ class LazyArray:
         return [f"{self._base}/{self._array.metadata.encode_chunk_key(tuple(c))}" for c in coords]
 
     def _check_chunk(self, key: str) -> None:
-        head = self._files.head(key)
+        most = 2 * self._chunk_bytes + (1 << 20)  # no codec makes anything that much larger
+        head = self._files.head(key, most if self._codec in UNPACKED else HEAD)
         chunk = key.removeprefix(self._base).lstrip("/")
         if head is None:
             if self._complete:
                 raise DataError(f"{self.name} is damaged: the file of chunk '{chunk}' is missing. {REPAIR}")
-        elif self._blosc_bytes is not None and (why := blosc_damage(*head, self._blosc_bytes)):
+            return
+        why = damage(self._codec, *head, self._chunk_bytes)
+        if head[1] > most:
+            why = f"its file has {head[1]} bytes, though it decodes to {self._chunk_bytes}"
+        if why:
             c = self.chunks[0]
             first = int(re.split("[./]", chunk)[0]) * c
             raise DataError(

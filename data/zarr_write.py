@@ -19,7 +19,8 @@ import numcodecs
 import numpy as np
 
 from data.errors import DataError
-from data.zarr_read import REPAIR, blosc_damage, reason
+from data.zarr_codecs import blosc_damage
+from data.zarr_read import REPAIR, reason
 
 PARTIAL = ".partial"
 

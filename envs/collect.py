@@ -10,6 +10,7 @@ import numpy as np
 
 from data.episodes import EpisodeStore
 from data.errors import DataError
+from data.source import Episodes
 from envs.make import make_env
 from envs.pool import EnvPool
 from envs.seeds import demo_seed as demo_seed  # callers find it beside collect_demos
@@ -115,7 +116,7 @@ def _open(env_args: dict[str, Any], path: str | Path, n_demos: int, first_seed: 
     return store
 
 
-def replay(store: EpisodeStore, i: int, obs: Sequence[str] = ()) -> tuple[bool, dict[str, np.ndarray]]:
+def replay(store: Episodes, i: int, obs: Sequence[str] = ()) -> tuple[bool, dict[str, np.ndarray]]:
     """Episode ``i`` once more: its actions, from its seed.
 
     Args:

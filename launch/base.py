@@ -10,12 +10,12 @@ import numpy as np
 from accelerate import Accelerator
 
 from configs.loader import groups, load_config
-from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
 from data.normaliser import Normaliser
+from data.source import Episodes
 from data.spec import TaskSpec
 from envs.make import is_live, make_env
-from launch.demos import demonstrations, env_args_of, random_statistics
+from launch.demos import demonstrations, env_args_of, open_data, random_statistics
 from launch.live import on_robot
 from policies.black_box import BlackBox, is_black_box
 from policies.build import denoiser_config, normaliser_modes
@@ -64,7 +64,7 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
     return out
 
 
-def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Policy, TaskSpec, EpisodeStore | None]:
+def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Policy, TaskSpec, Episodes | None]:
     """The base policy, its task, and the demonstrations it was trained on (or those of data.path).
 
     Adds to ``config`` what the checkpoint of the fine-tuned policy needs: "base_config", "base_demo_seeds".
@@ -84,6 +84,7 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
     env.close()
     check_contract(policy, env.spec, f"Task {env.spec.name}")
     source = config["data"]["path"] or document["meta"].get("dataset")
+    trained_on = document["meta"].get("train_config", {}).get("data", {})
     if not config["algo"].get("demos", True) or source is None:
         return policy, task, None
     path = Path(source)
@@ -96,12 +97,11 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
         raise DataError(f"The base's demonstrations are no longer at {source}. Give data.path=...{without}.")
     if config["data"]["path"] is None:
         config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]
-    return policy, task, EpisodeStore.open(path)
+    seen = config["data"] if config["data"]["path"] is not None else trained_on
+    return policy, task, open_data({**seen, "path": path})
 
 
-def _black_box_and_demos(
-    config: dict[str, Any], accelerator: Accelerator
-) -> tuple[Policy, TaskSpec, EpisodeStore | None]:
+def _black_box_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Policy, TaskSpec, Episodes | None]:
     """A policy that is known by its answers only; task and observations are those of the command line."""
     options = {
         "source": config["base"],

@@ -15,6 +15,8 @@ from accelerate import Accelerator
 
 from data.episodes import EpisodeStore
 from data.errors import ConfigError
+from data.opening import open_episodes
+from data.source import Episodes
 from data.spec import TaskSpec
 from envs.collect import collect_demos, demo_seed
 from envs.make import is_live, make_env
@@ -54,13 +56,18 @@ def random_statistics(task: TaskSpec, seed: int, n_episodes: int = 10) -> dict[s
     }
 
 
-def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple[EpisodeStore, TaskSpec]:
+def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple[Episodes, TaskSpec]:
     """The data set to train on, and the part of its task that is used; missing demonstrations are collected."""
     data = config["data"]
     if data["path"] is not None:
-        store = EpisodeStore.open(data["path"])
+        store = open_data(data)
         task = on_robot(chosen_part(store, config["obs"]["keys"]), config["task"])
         if config["eval"]["n_episodes"]:
+            if "suite" not in task.env_args:
+                raise ConfigError(
+                    f"{data['path']} does not say in which environment it was recorded, so there is none to evaluate "
+                    "in. Train with eval.n_episodes=0."
+                )
             if is_live(task.env_args) and not is_live(config["task"]):
                 raise ConfigError(
                     f"{data['path']} was recorded on a robot: there is no simulation to evaluate in. Train with "
@@ -94,16 +101,30 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
     return store, store.task
 
 
-def chosen_part(store: EpisodeStore, keys: list[str]) -> TaskSpec:
+def open_data(data: Mapping[str, Any]) -> Episodes:
+    """The data set at ``data.path``, with what ``data.keys``, ``data.hz`` and ``data.mask`` say of it."""
+    keys = data.get("keys")
+    if keys is not None and not isinstance(keys, Mapping):
+        raise ConfigError(f"data.keys={keys} must be of the form {{name: key, name: [key, key]}}.")
+    return open_episodes(data["path"], keys=keys, hz=data.get("hz"), mask=data.get("mask"))
+
+
+def chosen_part(store: Episodes, keys: list[str]) -> TaskSpec:
     """The task of ``store`` with the observations ``keys`` only; "rgb" and "depth" stand for those of every camera."""
     if store.task is None:
-        raise ConfigError(f"{store.path} has no task metadata; convert it first, or collect with Deft.")
+        raise ConfigError(
+            f"{store.path} has no actions of that name, only {', '.join(store.keys)}. Say which they are: "
+            "data.keys={action: KEY}, or {action: [KEY, KEY]} for several side by side."
+        )
     have = store.task.obs
     chosen = {}
     for key in keys:
-        found = [k for k in have if k == key or (key in ("rgb", "depth") and k.startswith(f"{key}_"))]
+        found = [k for k in have if k == key or (key in ("rgb", "depth") and have[k].kind == key)]
         if not found:
-            raise ConfigError(f"{store.path} has no observation '{key}', only {', '.join(have)}; choose another obs=.")
+            raise ConfigError(
+                f"{store.path} has no observation '{key}', only {', '.join(have)}; choose another obs=, say "
+                f"obs.keys=[...], or put it together: data.keys={{{key}: [...]}}."
+            )
         chosen |= {k: have[k] for k in found}
     env_args = {**store.task.env_args, "obs": list(chosen)}
     return dataclasses.replace(store.task, obs=chosen, env_args=env_args)

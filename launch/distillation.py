@@ -14,8 +14,8 @@ from torch import Tensor
 from algos.distill import Distillation
 from data.chunks import ChunkBatch, ChunkDataset
 from data.construct import construct
-from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
+from data.source import Episodes
 from data.spec import TaskSpec
 from envs.evaluate import summarise
 from launch.base import base_and_demos
@@ -33,7 +33,7 @@ class Distilling(Session):
     teacher: ChunkPolicy
     teacher_summary: Mapping[str, Any] | None = None
 
-    def demonstrations(self, config: dict[str, Any], accelerator: Accelerator) -> tuple[EpisodeStore, TaskSpec]:
+    def demonstrations(self, config: dict[str, Any], accelerator: Accelerator) -> tuple[Episodes, TaskSpec]:
         """Those of the base."""
         teacher, task, store = base_and_demos(config, accelerator)
         if not isinstance(teacher, ChunkPolicy):

@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from algos.learner import Learner
 from algos.sac import SAC, GaussianPolicy
 from data.construct import construct
-from data.episodes import EpisodeStore
 from data.normaliser import Normaliser
+from data.source import Episodes
 from data.spec import TaskSpec
 from envs.make import make_env
 from launch.demos import demonstrations, env_args_of, random_statistics
@@ -25,7 +25,7 @@ class WithoutBase(Session):
 
     def start_from(
         self, config: dict[str, Any], accelerator: Accelerator
-    ) -> tuple[Policy | None, TaskSpec, EpisodeStore | None]:
+    ) -> tuple[Policy | None, TaskSpec, Episodes | None]:
         """The task, and demonstrations where they are asked for."""
         if config["algo"]["demos"]:
             store, task = demonstrations(config, accelerator)

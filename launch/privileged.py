@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from algos.features import CriticFeatures
-from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
 from data.normaliser import Normaliser
+from data.source import Episodes
 from data.spec import TaskSpec
 from envs.collect import replay
 from envs.make import make_env
@@ -41,7 +41,7 @@ def critic_features(task: TaskSpec, keys: Sequence[str], n_obs_steps: int, seed:
     return CriticFeatures({k: env.spec.obs[k].shape for k in keys}, normaliser, n_obs_steps)
 
 
-def unrecorded(store: EpisodeStore, keys: Sequence[str], episode: int) -> Mapping[str, np.ndarray]:
+def unrecorded(store: Episodes, keys: Sequence[str], episode: int) -> Mapping[str, np.ndarray]:
     """Those of ``keys`` that ``store`` lacks, found by acting the episode again.
 
     Raises:

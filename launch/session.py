@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator, PartialState
 
-from data.episodes import EpisodeStore
 from data.errors import ConfigError, TrainingError
+from data.source import Episodes
 from data.spec import TaskSpec
 from envs.evaluate import EpisodeResult, summarise
 from eval import evaluate_policy, refuse_seen, save_videos
@@ -39,7 +39,7 @@ class Session(ABC):
     unit = "update"
 
     def __init__(
-        self, config: dict[str, Any], run: Run, accelerator: Accelerator, task: TaskSpec, store: EpisodeStore | None
+        self, config: dict[str, Any], run: Run, accelerator: Accelerator, task: TaskSpec, store: Episodes | None
     ):
         self.config, self.run, self.accelerator = config, run, accelerator
         self.task, self.store = task, store

@@ -1,0 +1,49 @@
+"""One door to data sets of every format: ``open_episodes(path)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data.episodes import EpisodeStore
+from data.errors import DataError
+from data.formats.diffusion_policy import DiffusionPolicyEpisodes
+from data.formats.robomimic import RobomimicEpisodes, is_hdf5
+from data.source import Episodes
+from data.view import View, masked
+
+
+def open_episodes(
+    path: str | Path,
+    *,
+    keys: Mapping[str, str | Sequence[str]] | None = None,
+    hz: float | None = None,
+    mask: str | None = None,
+) -> Episodes:
+    """A data set, read-only and in place; its format is told by its content, not by its name.
+
+    Args:
+        path: Deft's zarr; Diffusion Policy's or UMI's, as a directory, a .zip or a folder in one; robomimic's HDF5.
+        keys: {name here: key there, or several whose vectors are joined}, such as {"state": ["robot0_eef_pos",
+            "object"], "action": "actions_abs"}; all other keys keep their names.
+        hz: actions per second, where the format does not say.
+        mask: only the episodes of this filter key.
+
+    Raises:
+        DataError: nothing there, no format that is known, or a data set that is damaged or does not hold what is asked
+            for; names file and key.
+    """
+    source = _open(Path(path))
+    if keys or hz is not None or mask is not None:
+        return View(source, keys=keys, hz=hz, episodes=masked(source, mask) if mask is not None else None)
+    return source
+
+
+def _open(path: Path) -> Episodes:
+    if path.is_file() and is_hdf5(path):
+        return RobomimicEpisodes(path)
+    if path.is_file() and path.suffix.lower() in (".hdf5", ".h5"):
+        size = path.stat().st_size
+        raise DataError(f"{path} ({size} bytes) is not an HDF5 file, whatever its name says; copy it again.")
+    store = EpisodeStore.open(path)
+    return store if store.task is not None else DiffusionPolicyEpisodes(path)
