@@ -6,10 +6,8 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from data.command import options, table
 from data.errors import ConfigError, DeftError, nearest
 from real_robot.recorder import folder as folders
 
@@ -54,36 +52,6 @@ def numbers(words: Sequence[str]) -> list[int]:
     if not out:
         raise ConfigError("Which episode? Give its number, as list shows it.")
     return out
-
-
-def options(words: Sequence[str], defaults: dict[str, Any]) -> dict[str, Any]:
-    """key=value words over ``defaults``; a value must be of its default's kind, where that is not None."""
-    out = dict(defaults)
-    for word in words:
-        key, sign, text = word.partition("=")
-        if not sign:
-            raise ConfigError(f"'{word}' is not of the form key=value.")
-        if key not in defaults:
-            raise ConfigError(f"Unknown option '{key}'. {nearest(key, list(defaults))}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as e:
-            raise ConfigError(f"{word} cannot be read: {' '.join(str(e).split())}") from None
-        default = defaults[key]
-        number = isinstance(value, int) and not isinstance(value, bool)
-        fits = type(value) is type(default) or (isinstance(default, float) and number)
-        if isinstance(default, tuple) or key == "crop":
-            fits = isinstance(value, (list, str))
-        if default is not None and not fits:
-            raise ConfigError(f"{key}={text} must be of type {type(default).__name__}, like its default {default}.")
-        out[key] = tuple(value) if isinstance(value, list) else value
-    return out
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need to be."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def describe(folder: Path) -> list[str]:
@@ -213,6 +181,8 @@ def main(argv: Sequence[str]) -> int:
         if argv[0] not in COMMANDS:
             raise ConfigError(f"Unknown command '{argv[0]}'. {nearest(argv[0], list(COMMANDS))}")
         if len(argv) < 2 or not Path(argv[1]).is_dir():
+            if len(argv) == 2 and Path(argv[1]).is_file():
+                raise ConfigError(f"{argv[1]} is no recording; what a data set holds is told by: python -m data.info")
             raise ConfigError(f"Which recording? There is no folder {argv[1] if len(argv) > 1 else ''}".rstrip())
         COMMANDS[argv[0]](Path(argv[1]), argv[2:])
     except DeftError as e:  # launch.terminal would import torch to say so
