@@ -58,7 +58,9 @@ def opened(path: str, given: dict[str, Any]) -> Episodes:
         raise ConfigError(f"keys={keys} must be of the form {{name: key, name: [key, key]}}.")
     if hz is not None and (not isinstance(hz, (int, float)) or isinstance(hz, bool)):
         raise ConfigError(f"hz={hz} must be a number of actions per second.")
-    return open_episodes(path, keys=keys, hz=hz, mask=None if mask is None else str(mask))
+    return open_episodes(
+        path, keys=keys, hz=None if hz is None else float(hz), mask=None if mask is None else str(mask)
+    )
 
 
 class Bar:

@@ -106,7 +106,10 @@ def open_data(data: Mapping[str, Any]) -> Episodes:
     keys = data.get("keys")
     if keys is not None and not isinstance(keys, Mapping):
         raise ConfigError(f"data.keys={keys} must be of the form {{name: key, name: [key, key]}}.")
-    return open_episodes(data["path"], keys=keys, hz=data.get("hz"), mask=data.get("mask"))
+    hz, mask = data.get("hz"), data.get("mask")
+    return open_episodes(
+        data["path"], keys=keys, hz=None if hz is None else float(hz), mask=None if mask is None else str(mask)
+    )
 
 
 def chosen_part(store: Episodes, keys: list[str]) -> TaskSpec:
