@@ -69,9 +69,7 @@ def _store_in_zip(archive: Path, inside: str) -> str:
         names = z.namelist()
         for info in z.infolist():
             if Path(info.filename).name.startswith(".z") and info.file_size > MAX_METADATA:
-                raise DataError(
-                    f"{archive}: {info.filename} claims {info.file_size / 1e9:.1f} GB; metadata has kilobytes."
-                )
+                raise DataError(f"{archive}: {info.filename} claims {info.file_size} bytes; metadata has kilobytes.")
     roots = sorted({n[: -len(m)].rstrip("/") for n in names for m in marks if n.endswith(m)})
     roots = [r for r in roots if not inside or r == inside or r.startswith(inside + "/")]
     if len(roots) > 1:

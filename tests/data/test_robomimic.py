@@ -189,7 +189,8 @@ if "torchvision" not in sys.modules:
 import numpy as np
 import robomimic.utils.obs_utils as utils
 from robomimic.utils.dataset import SequenceDataset
-utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["object", "robot0_eef_pos"], "rgb": ["agentview_image"]}})
+specs = {"low_dim": ["object", "robot0_eef_pos"], "rgb": ["agentview_image"]}
+utils.initialize_obs_utils_with_obs_specs({"obs": specs})
 data = SequenceDataset(sys.argv[1], ("object", "agentview_image"), ("actions", "rewards", "dones"), seq_length=3,
                        frame_stack=2, filter_by_attribute="train")
 item = data[9]
