@@ -138,7 +138,7 @@ def _large(source: Episodes, key: str, episode: int, start: int, stop: int, out:
     if longest >= max(STILL_STEPS, STILL_SECONDS * hz):
         seconds = f" ({longest / hz:.1f} s)" if hz else ""
         out.problems.append(
-            Problem("frozen", episode, f"{key} does not change for {longest} steps{seconds} from {at} on")
+            Problem("frozen", episode, f"{key} does not change for {longest} steps{seconds} from step {at} on")
         )
 
 
