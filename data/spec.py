@@ -77,7 +77,7 @@ class TaskSpec:
             have = other.obs.get(key)
             if have is None:
                 out.append(f"observation '{key}' {want.shape} {want.dtype} is missing (have {sorted(other.obs)})")
-            elif (have.shape, _seen(have.dtype)) != (want.shape, _seen(want.dtype)):
+            elif (have.shape, have.dtype) != (want.shape, want.dtype):
                 out.append(f"observation '{key}' is {have.shape} {have.dtype}, expected {want.shape} {want.dtype}")
         if self.action.shape != other.action.shape:
             out.append(f"action is {other.action.shape}, expected {self.action.shape}")
@@ -87,8 +87,3 @@ class TaskSpec:
                 f"expected [{self.action_low}, {self.action_high}]"
             )
         return out
-
-
-def _seen(dtype: str) -> str:
-    """What a policy sees of it: data sets of others hold float64, which nobody's network does."""
-    return "float32" if dtype == "float64" else dtype

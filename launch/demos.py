@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from data.cache import decoded_dtype
 from data.episodes import EpisodeStore
 from data.errors import ConfigError
 from data.opening import open_episodes
@@ -129,5 +130,7 @@ def chosen_part(store: Episodes, keys: list[str]) -> TaskSpec:
                 f"obs.keys=[...], or put it together: data.keys={{{key}: [...]}}."
             )
         chosen |= {k: have[k] for k in found}
+    if store.task.env_args.get("suite") in (None, "robomimic"):  # recorded elsewhere, often in float64
+        chosen = {k: dataclasses.replace(f, dtype=decoded_dtype(np.dtype(f.dtype)).name) for k, f in chosen.items()}
     env_args = {**store.task.env_args, "obs": list(chosen)}
     return dataclasses.replace(store.task, obs=chosen, env_args=env_args)

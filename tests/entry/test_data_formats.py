@@ -22,7 +22,7 @@ def test_train_on_a_robomimic_file(tmp_path: Path):
     assert done.status == 0, done.err
     assert done.summary["task"] == "robomimic/Lift"
     policy = load_policy(tmp_path / "run")
-    assert policy.spec.obs["state"].shape == (13,)
+    assert (policy.spec.obs["state"].shape, policy.spec.obs["state"].dtype) == ((13,), "float32")
     assert policy.spec.action.shape == (7,)
     assert policy.spec.control_hz == 20
     assert np.isfinite(policy.spec.action_high)
