@@ -28,7 +28,7 @@ R := runs/robot
 EPISODES := 100
 robot: .venv/.installed-dev
 	@have=$$(ls -d $(R)/recordings/episode_* 2>/dev/null | wc -l); [ $$have -ge $(EPISODES) ] || \
-	$(BIN)/python -m real_robot.record robot=ur_sim teleop=hand episodes=$$(($(EPISODES) - have)) out=$(R)/recordings
+	$(BIN)/python -m real_robot.record robot=ur_sim teleop=hand teleop.seed=$$have episodes=$$(($(EPISODES) - have)) out=$(R)/recordings
 	@$(BIN)/python -m real_robot.episodes export $(R)/recordings out=$(R)/cube.zarr hz=10
 	@if [ -e $(R)/policy/config.yaml ]; then $(BIN)/python train.py resume=$(R)/policy; else \
 	$(BIN)/python train.py data.path=$(R)/cube.zarr obs=state "obs.keys=[agent_pos,cube]" algo.train_steps=8000 \

@@ -78,7 +78,7 @@ def run_briefly(server, root, folder, name, *more):
 
 def some_slow(name):
     """Methods run in other tests as well, with options of their own."""
-    return pytest.param(name, marks=pytest.mark.slow) if name.endswith(("_metaworld", "_paper")) else name
+    return pytest.param(name, marks=pytest.mark.slow) if name.endswith(("_metaworld", "_paper", "dppo_base")) else name
 
 
 @pytest.mark.parametrize("name", map(some_slow, groups()["experiment"]))

@@ -138,7 +138,7 @@ LEARNERS = {
 }
 
 
-QUICK = ("flow", "meanflow")
+QUICK = ("flow",)
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LEARNERS])
