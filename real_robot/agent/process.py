@@ -33,7 +33,8 @@ class Agent:
         observer: makes what it sees.
         space: of its actions.
         mode: see ``Planner``.
-        every: steps between decisions, at least; n_action_steps by default.
+        every: steps between decisions, at least. By default n_action_steps less the delay of answers, so that nothing
+            is done longer after its observation than n_action_steps, as in training and evaluation.
         lead: steps between an observation and the moment that its first action is due, by the data's rule.
         clock: the session's.
         inject: s by which every answer is held back; for experiments.
@@ -54,7 +55,7 @@ class Agent:
     ):
         self.session, self.planner, self.observer, self.mode = session, planner, observer, mode
         self.space, self.dt, self.lead, self.inject = space, 1 / space.hz, lead, inject
-        self.every = every or planner.n_action_steps
+        self._every = every
         self.clock = clock or MonotonicClock()
         self.events = Events(session, "policy")
         self.delays = Delays(self.dt)
@@ -67,6 +68,11 @@ class Agent:
         self._next = 0
         self._led = False  # by a person
         self._told = ""
+
+    @property
+    def every(self) -> int:
+        """Steps between decisions, at least."""
+        return self._every or max(1, self.planner.n_action_steps - self.delays.steps)
 
     def leads(self) -> bool:
         """Whether anybody would follow a chunk: the robot is enabled."""

@@ -67,7 +67,7 @@ class Repeats:
 
 
 def deploy(mode: str, **changes) -> dict:
-    overrides = {"checkpoint": "none", "mode": mode, "trial_seconds": 12.0, **changes}
+    overrides = {"checkpoint": "none", "mode": mode, "trial_seconds": 12.0, "every": EVERY, **changes}
     return load_config("deploy", [f"{k}={v}" for k, v in overrides.items()])
 
 
