@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data.command import READING, READING_HELP, Bar, opened, options, run_command
+from data.command import READING, READING_HELP, Bar, options, run_command
 from data.errors import ConfigError
+from data.opening import open_with
 from data.survey import GAP, JUMP, SATURATED, STILL_SECONDS, STILL_STEPS, survey
 
 USAGE = f"""python -m data.check PATH [key=value ...]
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     paths = [w for w in argv if "=" not in w]
     if len(paths) != 1:
         raise ConfigError(f"Which data set? Give one path, got {len(paths)}.")
-    source = opened(paths[0], options([w for w in argv if "=" in w], dict(READING)))
+    source = open_with(paths[0], options([w for w in argv if "=" in w], dict(READING)))
     bar = Bar("looking at episodes", source.n_episodes)
     problems = survey(source, bar.update).problems
     for problem in problems:

@@ -10,8 +10,6 @@ from typing import Any
 import yaml
 
 from data.errors import ConfigError, DeftError, nearest
-from data.opening import open_episodes
-from data.source import Episodes
 
 READING: dict[str, Any] = {"keys": None, "hz": None, "mask": None}
 READING_HELP = """  keys: null     {name: key, name: [key, key]}: other names for its arrays, or several vectors as one
@@ -49,18 +47,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need to be."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def opened(path: str, given: dict[str, Any]) -> Episodes:
-    """The data set at ``path`` with the options of ``READING``."""
-    keys, hz, mask = given["keys"], given["hz"], given["mask"]
-    if keys is not None and not isinstance(keys, dict):
-        raise ConfigError(f"keys={keys} must be of the form {{name: key, name: [key, key]}}.")
-    if hz is not None and (not isinstance(hz, (int, float)) or isinstance(hz, bool)):
-        raise ConfigError(f"hz={hz} must be a number of actions per second.")
-    return open_episodes(
-        path, keys=keys, hz=None if hz is None else float(hz), mask=None if mask is None else str(mask)
-    )
 
 
 class Bar:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data.command import READING, READING_HELP, Bar, opened, options, run_command
+from data.command import READING, READING_HELP, Bar, options, run_command
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError, nearest
 from data.formats.robomimic_write import write_robomimic
 from data.merged import Merged
+from data.opening import open_with
 from data.source import Episodes
 from data.view import View
 from data.zarr_write import file_lock
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     given = options([w for w in argv if "=" in w], defaults)
     if not paths or not isinstance(given["out"], str):
         raise ConfigError("What into what? python -m data.convert SRC out=DST")
-    sources = [opened(path, given) for path in paths]
+    sources = [open_with(path, given) for path in paths]
     source = sources[0] if len(sources) == 1 else Merged(sources)
     if given["episodes"] is not None:
         source = View(source, episodes=_numbers(str(given["episodes"])))

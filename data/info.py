@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.command import READING, READING_HELP, Bar, opened, options, run_command, table
+from data.command import READING, READING_HELP, Bar, options, run_command, table
 from data.errors import ConfigError
+from data.opening import open_with
 from data.source import Episodes
 from data.survey import Survey, size_on_disk, survey
 
@@ -96,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     if len(paths) != 1:
         raise ConfigError(f"Which data set? Give one path, got {len(paths)}.")
     given = options([w for w in argv if "=" in w], {"json": False, **READING})
-    source = opened(paths[0], given)
+    source = open_with(paths[0], given)
     bar = Bar("looking at episodes", source.n_episodes) if source.n_steps > 20_000 else None
     found = summary(source, survey(source, bar.update if bar else lambda done: None))
     print(json.dumps(found) if given["json"] else text(found))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.episodes import EpisodeStore
-from data.errors import DataError
+from data.errors import ConfigError, DataError
 from data.formats.diffusion_policy import DiffusionPolicyEpisodes
 from data.formats.robomimic import RobomimicEpisodes, is_hdf5
 from data.source import Episodes
@@ -37,6 +38,18 @@ def open_episodes(
     if keys or hz is not None or mask is not None:
         return View(source, keys=keys, hz=hz, episodes=masked(source, mask) if mask is not None else None)
     return source
+
+
+def open_with(path: str | Path, options: Mapping[str, Any]) -> Episodes:
+    """``open_episodes`` with the ``keys``, ``hz`` and ``mask`` that a user gave, where any. Raises ConfigError too."""
+    keys, hz, mask = (options.get(name) for name in ("keys", "hz", "mask"))
+    if keys is not None and not isinstance(keys, Mapping):
+        raise ConfigError(f"keys={keys} must be of the form {{name: key, name: [key, key]}}.")
+    if hz is not None and (not isinstance(hz, (int, float)) or isinstance(hz, bool)):
+        raise ConfigError(f"hz={hz} must be a number of actions per second.")
+    return open_episodes(
+        path, keys=keys, hz=None if hz is None else float(hz), mask=None if mask is None else str(mask)
+    )
 
 
 def _open(path: Path) -> Episodes:

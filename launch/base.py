@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from configs.loader import groups, load_config
 from data.errors import ConfigError, DataError
 from data.normaliser import Normaliser
+from data.opening import open_with
 from data.source import Episodes
 from data.spec import TaskSpec
 from envs.make import is_live, make_env
-from launch.demos import demonstrations, env_args_of, open_data, random_statistics
+from launch.demos import demonstrations, env_args_of, random_statistics
 from launch.live import on_robot
 from policies.black_box import BlackBox, is_black_box
 from policies.build import denoiser_config, normaliser_modes
@@ -98,7 +99,7 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
     if config["data"]["path"] is None:
         config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]
     seen = config["data"] if config["data"]["path"] is not None else trained_on
-    return policy, task, open_data({**seen, "path": path})
+    return policy, task, open_with(path, seen)
 
 
 def _black_box_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Policy, TaskSpec, Episodes | None]:

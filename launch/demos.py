@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from data.cache import decoded_dtype
 from data.episodes import EpisodeStore
 from data.errors import ConfigError
-from data.opening import open_episodes
+from data.opening import open_with
 from data.source import Episodes
 from data.spec import TaskSpec
 from envs.collect import collect_demos, demo_seed
@@ -61,7 +61,7 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
     """The data set to train on, and the part of its task that is used; missing demonstrations are collected."""
     data = config["data"]
     if data["path"] is not None:
-        store = open_data(data)
+        store = open_with(data["path"], data)
         task = on_robot(chosen_part(store, config["obs"]["keys"]), config["task"])
         if config["eval"]["n_episodes"]:
             if "suite" not in task.env_args:
@@ -100,17 +100,6 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
     store = EpisodeStore.open(path)
     assert store.task is not None
     return store, store.task
-
-
-def open_data(data: Mapping[str, Any]) -> Episodes:
-    """The data set at ``data.path``, with what ``data.keys``, ``data.hz`` and ``data.mask`` say of it."""
-    keys = data.get("keys")
-    if keys is not None and not isinstance(keys, Mapping):
-        raise ConfigError(f"data.keys={keys} must be of the form {{name: key, name: [key, key]}}.")
-    hz, mask = data.get("hz"), data.get("mask")
-    return open_episodes(
-        data["path"], keys=keys, hz=None if hz is None else float(hz), mask=None if mask is None else str(mask)
-    )
 
 
 def chosen_part(store: Episodes, keys: list[str]) -> TaskSpec:
