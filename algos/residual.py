@@ -8,8 +8,10 @@ critics (eq. 3-4 of the paper, REDQ's subset minimum):
 
 What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps,
 because at a high control rate one step's correction changes too little to be told from noise; a' is the better of the
-base's and the corrected next action (as in IBRL, Hu et al. 2023); the policy handed out is the actor's moving average,
-and the base until training episodes show that the corrections help (algos.trust).
+base's and the corrected next action (as in IBRL, Hu et al. 2023); with ``n_candidates`` M > 1 the base is asked for M
+chunks, and the critics choose the one whose correction they value most, in acting and in a' (EXPO, Dong et al. 2025);
+the policy handed out is the actor's moving average, and the base until training episodes show that the corrections
+help (algos.trust).
 """
 
 from __future__ import annotations
@@ -23,91 +25,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from algos.base_queue import BaseQueue
+from algos.corrected import ResidualPolicy
 from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
-from algos.features import CriticFeatures, Features, LearnedFeatures, LearnedSight, Sight
+from algos.features import CriticFeatures, LearnedFeatures, LearnedSight, Sight
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
-from algos.wrapper import WrappedPolicy
 from data.errors import ConfigError
 from policies.policy import Metrics, Obs, Policy
-
-
-class ResidualPolicy(WrappedPolicy):
-    """The base's chunk, executed a few steps at a time, each time corrected from the newest observation.
-
-    Args:
-        base: any policy; frozen.
-        scale: largest correction, as a part of half the action range.
-        hold: control steps that a correction is held for; divides the base's Ta.
-        hidden: of the correcting network; its last layer starts at zero, so an untrained one is the base exactly.
-        layer_norm: in the correcting network.
-        encoder: "frozen" looks through the base's encoder, "learned" through a copy that the critics go on training.
-        shift: pixels that images are moved by in training, where it is learned.
-    """
-
-    algo = "residual"
-
-    def __init__(
-        self,
-        base: Policy,
-        *,
-        scale: float = 0.2,
-        hold: int = 1,
-        hidden: Sequence[int] = (256, 256),
-        layer_norm: bool = True,
-        encoder: Literal["frozen", "learned"] = "frozen",
-        shift: int = 4,
-    ):
-        if encoder not in ("frozen", "learned"):
-            raise ConfigError(f"encoder is frozen or learned, not '{encoder}'.")
-        if base.n_action_steps % hold:
-            raise ConfigError(f"hold={hold} must divide the base's n_action_steps={base.n_action_steps}.")
-        options = {"scale": scale, "hold": hold, "hidden": list(hidden), "layer_norm": layer_norm, "encoder": encoder}
-        super().__init__(base, options, n_action_steps=hold)
-        self.features = Features(base) if encoder == "frozen" else LearnedFeatures(base, shift)
-        self.scale = scale
-        n, da = self.features.out_dim(), base.action_dim
-        self.actor = EnsembleMLP(1, n + hold * da, da, hidden=hidden, layer_norm=layer_norm, final_scale=0.0)
-
-    def residual(
-        self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"], actor: EnsembleMLP | None = None
-    ) -> Float[Tensor, "b da"]:
-        """scale * pi(s, a_base), unit actions; pi is this policy's, or another ``actor``."""
-        return self.scale * self.squash((actor or self.actor)(torch.cat([features, base.flatten(1)], 1))[0])
-
-    def squash(self, out: Float[Tensor, "b da"]) -> Float[Tensor, "b da"]:
-        """The network's output -> pi in [-1, 1]."""
-        return torch.tanh(out)
-
-    def corrected(
-        self, features: Float[Tensor, "b f"], base: Float[Tensor, "b h da"], actor: EnsembleMLP | None = None
-    ) -> Float[Tensor, "b h da"]:
-        """a_base + scale * pi, unit actions; the base's exactly where the correction is zero."""
-        return (base + self.residual(features, base, actor)[:, None]).clamp(-1, 1)
-
-    @torch.no_grad()
-    def act_from(
-        self, obs: Obs, memory: BaseQueue | None, generator: torch.Generator | None
-    ) -> tuple[Float[Tensor, "b ta da"], BaseQueue]:
-        """The next ``hold`` control steps; the memory is the rest of the base's chunk."""
-        queue = memory or BaseQueue(self.base, len(next(iter(obs.values()))))
-        base = queue.next(self.base, obs, generator, steps=self.n_action_steps)
-        return self.correct(obs, base.to(self.device)), queue
-
-    def correct(self, obs: Obs, base: Float[Tensor, "b h da"]) -> Float[Tensor, "b h da"]:
-        """The base's actions corrected from ``obs``; environment units."""
-        if not self.active:
-            return base
-        unit = self.range.unit(base)
-        action = self.corrected(self.features(obs), unit)
-        return torch.where(action != unit, self.range.environment(action), base)
-
-    @torch.no_grad()
-    def act(self, obs: Obs, *, noise: Tensor | None = None) -> Float[Tensor, "b ta da"]:
-        """The first steps of a new chunk of the base, corrected."""
-        self.check_obs(obs)
-        return self.correct(obs, self.base.act(obs, noise=noise)[:, : self.n_action_steps])
 
 
 class Residual:
@@ -117,7 +42,7 @@ class Residual:
         base: the policy to improve.
         n_envs: environments that ``explore`` acts in.
         critic_features: what the critics see instead of the actor's features.
-        scale, hold, hidden, encoder, shift: see ResidualPolicy.
+        scale, hold, hidden, encoder, shift, n_candidates: see ResidualPolicy.
         n_critics, critic_hidden: E critics and their widths; n_target_critics: m, those of the minimum.
         batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
             replay_gb, replay_dir, value_low, value_high, seed: see OffPolicy; an update is one of the critics.
@@ -143,6 +68,7 @@ class Residual:
         hidden: Sequence[int] = (128, 128),
         encoder: Literal["frozen", "learned"] = "frozen",
         shift: int = 4,
+        n_candidates: int = 1,
         n_critics: int = 4,
         critic_hidden: Sequence[int] = (128, 128),
         n_target_critics: int = 2,
@@ -167,7 +93,17 @@ class Residual:
         replay_dir: str | None = None,
         seed: int = 0,
     ):
-        self.policy = ResidualPolicy(base, scale=scale, hold=hold, hidden=hidden, encoder=encoder, shift=shift).eval()
+        self.policy = ResidualPolicy(
+            base,
+            scale=scale,
+            hold=hold,
+            hidden=hidden,
+            encoder=encoder,
+            shift=shift,
+            n_candidates=n_candidates,
+            n_critics=n_critics,
+            critic_hidden=critic_hidden,
+        ).eval()
         self.base, self.n_action_steps = base, hold
         features = self.policy.features
         if isinstance(features, LearnedFeatures):
@@ -176,9 +112,15 @@ class Residual:
             self.sight: Sight = LearnedSight(features, base.n_obs_steps)
         else:
             self.sight = Sight(features, critic_features)
+        if n_candidates > 1 and critic_features is not None:
+            raise ConfigError(
+                "Critics that choose are deployed, and see what the policy sees: leave out algo.critic_obs."
+            )
         width = self.sight.critic_width + (hold + 1) * base.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        if self.policy.critic is not None:
+            self.policy.critic = self.target  # chooses, and is handed out
         self.actor = copy.deepcopy(self.policy.actor)  # learns; the policy's own follows
         self.actor_ema = actor_ema if encoder == "frozen" else 0.0
         self.actor_optimiser = adam(self.actor.parameters(), actor_lr)
@@ -204,7 +146,8 @@ class Residual:
         self.generator = self.core.generator
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
         self.explore_std, self.target_std = explore_std, target_std
-        self.queue = BaseQueue(base, n_envs)
+        self.n_candidates = n_candidates
+        self.queue = BaseQueue(base, n_envs, n_candidates)
         self._now: dict[str, Tensor] = {}  # base's and own action of the present decision ...
         self._seen: dict[str, Tensor] = {}  # ... and what it was taken on
 
@@ -227,20 +170,29 @@ class Residual:
         """New episodes: no chunk of the last one is left, and the base gets its share of them."""
         self.queue.clear(fresh)
         self.core.begin_episodes(fresh)
-        base = self.policy.range.unit(self._next(obs, fresh))
+        seen = self.sight(obs)
+        base = self._next(obs, seen, fresh)[1]
         if self._now:
             base = torch.where(fresh[:, None, None], base, self._now["base"])
-        self._now, self._seen = {"base": base}, self.sight(obs)
+        self._now, self._seen = {"base": base}, seen
 
-    def _next(self, obs: Obs, rows: Bool[Tensor, " n"]) -> Float[Tensor, "n h da"]:
-        return self.queue.next(self.base, obs, self.generator, rows, self.n_action_steps)
+    def _next(
+        self, obs: Obs, seen: Obs, rows: Bool[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n m h da"], Float[Tensor, "n h da"]]:
+        """The base's candidates for the next decision, and the one that is to be corrected; unit actions."""
+        candidates = self.queue.candidates(self.base, obs, self.generator, rows, self.n_action_steps)
+        units = self.policy.range.unit(candidates)
+        chosen = self.policy.best(self.sight.features(seen), units) if self.n_candidates > 1 else torch.zeros(len(rows))
+        chosen = torch.where(self.core.base_only, 0, chosen.long())
+        self.queue.choose(rows, chosen)
+        return units, units[torch.arange(len(rows)), chosen]
 
     @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
         after = self.sight(step.next_obs)
-        base = self.policy.range.unit(self._next(step.next_obs, ~step.terminated))
-        extras = {"base": self._now["base"], "next_base": base}
+        candidates, base = self._next(step.next_obs, after, ~step.terminated)
+        extras = {"base": self._now["base"], "next_base": candidates}
         self.policy.active.fill_(self.core.store(self._seen, self._now["action"], step, after, extras))
         self._now, self._seen = {"base": base}, after
 
@@ -256,12 +208,14 @@ class Residual:
     @torch.no_grad()
     def add_demo(self, demo: Demo) -> None:
         """A demonstration, decision by decision, beside the base's chunks along it."""
-        queue = BaseQueue(self.base, 1)
-        n = len(demo.actions)
-        windows = ({k: v[t : t + 1] for k, v in demo.windows.items()} for t in range(n + 1))
-        chunks = [queue.next(self.base, now, self.generator, steps=self.n_action_steps) for now in windows]
+        queue, steps = BaseQueue(self.base, 1, self.n_candidates), self.n_action_steps
+        n, chunks = len(demo.actions), []
+        for t in range(n + 1):
+            now = {k: v[t : t + 1] for k, v in demo.windows.items()}
+            chunks.append(queue.candidates(self.base, now, self.generator, steps=steps))
+            queue.choose(torch.tensor([True]), torch.tensor([0]))
         base = self.policy.range.unit(torch.cat(chunks))
-        extras = {"base": base[:n], "next_base": base[1:]}
+        extras = {"base": base[:n, 0], "next_base": base[1:]}
         self.core.store_demo(demo, self.sight(demo.windows), self.policy.range.unit(demo.actions), extras)
 
     # ------------------------------------------------------------------ learning
@@ -277,24 +231,21 @@ class Residual:
         return metrics
 
     def judged(self, obs: Obs, base: Float[Tensor, "b h da"], action: Float[Tensor, "b h da"]) -> Float[Tensor, "b d"]:
-        """What the critics see; of actions: the base's, and how far they depart from it on the mean, per scale.
-
-        From the whole action critics learn what goes with success ("lift"), whoever caused it, and an actor that
-        follows them lifts before it grasps. What a departure does shows only in the noise that was tried.
-        """
-        seen = obs[self.sight.of_critic][:, 0]
-        return torch.cat([seen, base.flatten(1), (action - base).mean(1) / self.policy.scale], 1)
+        """See ResidualPolicy; of a batch."""
+        return self.policy.judged(obs[self.sight.of_critic][:, 0], base, action)
 
     @torch.no_grad()
     def td_target(self, batch: Transition) -> Float[Tensor, " b"]:
-        """y: the better of the base's and the corrected next action, each by its minimum over m target critics."""
-        obs, base = batch.next_obs, batch.extras["next_base"]
+        """y: the best of the base's and the corrected next actions, each by its minimum over m target critics."""
+        m = batch.extras["next_base"].shape[1]
+        obs = {k: v.repeat_interleave(m, 0) for k, v in batch.next_obs.items()} if m > 1 else batch.next_obs
+        base = batch.extras["next_base"].flatten(0, 1)
         noise = torch.randn(len(base), 1, base.shape[2], generator=self.generator).clamp(-2, 2) * self.target_std
         corrected = (self.policy.corrected(obs["features"][:, 0], base, self.actor) + noise).clamp(-1, 1)
         both = torch.cat([self.judged(obs, base, corrected), self.judged(obs, base, base)])
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
-        value = torch.stack(self.target(both, members)[..., 0].min(0).values.chunk(2)).max(0).values
-        return self.core.target(batch, value)
+        value = self.target(both, members)[..., 0].min(0).values.unflatten(0, (2, -1, m))
+        return self.core.target(batch, value.amax((0, 2)))
 
     def update_critic(self, batch: Transition) -> Metrics:
         """L_Q."""

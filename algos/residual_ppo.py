@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from algos.base_queue import BaseQueue
+from algos.corrected import ResidualPolicy
 from algos.ppo import OnPolicy, PPOOptions
-from algos.residual import ResidualPolicy
 from policies.policy import Obs, Policy
 
 

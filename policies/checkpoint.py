@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 
 # Policies around another policy live with the algorithm that trains them; a checkpoint names them by these words.
 WRAPPERS = {
-    "ResidualPolicy": "algos.residual",
+    "ResidualPolicy": "algos.corrected",
     "SteeredPolicy": "algos.steered",
     "ResidualGaussianPolicy": "algos.residual_ppo",
     "FineTunedDiffusion": "algos.dppo",

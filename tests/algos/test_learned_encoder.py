@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from algos.residual import Residual, ResidualPolicy
+from algos.corrected import ResidualPolicy
+from algos.residual import Residual
 from data.errors import ConfigError
 from data.normaliser import Normaliser
 from envs.chunk_env import ChunkEnv
