@@ -8,10 +8,9 @@ critics (eq. 3-4 of the paper, REDQ's subset minimum):
 
 What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps,
 because at a high control rate one step's correction changes too little to be told from noise; a' is the better of the
-base's and the corrected next action (as in IBRL, Hu et al. 2023); with ``n_candidates`` M > 1 the base is asked for M
-chunks, and the critics choose the one whose correction they value most, in acting and in a' (EXPO, Dong et al. 2025);
-the policy handed out is the actor's moving average, and the base until training episodes show that the corrections
-help (algos.trust).
+base's and the corrected next action (as in IBRL, Hu et al. 2023); training episodes find out how much of its noise the
+base had better be given (algos.temperature); the policy handed out is the actor's moving average, and the base until
+training episodes show that the corrections help (algos.trust).
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from algos.demos import Demo
 from algos.features import CriticFeatures, LearnedFeatures, LearnedSight, Sight
 from algos.off_policy import OffPolicy
 from algos.replay import Transition
+from algos.temperature import Temperature
 from data.errors import ConfigError
 from policies.policy import Metrics, Obs, Policy
 
@@ -42,7 +42,7 @@ class Residual:
         base: the policy to improve.
         n_envs: environments that ``explore`` acts in.
         critic_features: what the critics see instead of the actor's features.
-        scale, hold, hidden, encoder, shift, n_candidates: see ResidualPolicy.
+        scale, hold, hidden, encoder, shift: see ResidualPolicy.
         n_critics, critic_hidden: E critics and their widths; n_target_critics: m, those of the minimum.
         batch_size, utd_ratio, n_step, learning_starts, warmup_steps, base_fraction, quiet_fraction, replay_size,
             replay_gb, replay_dir, value_low, value_high, seed: see OffPolicy; an update is one of the critics.
@@ -53,6 +53,7 @@ class Residual:
             without noise; 0 hands out the actor itself, as is always done where the encoder is learned.
         explore_std: of the Gaussian noise on corrections, as a part of half the action range; held as they are.
         target_std: of the smoothing noise on a' (TD3).
+        temperatures: that training episodes try on the base's noise; the best is handed out. [1.0]: the base as it is.
     """
 
     exact_at_start, on_policy = True, False  # see algos.learner
@@ -68,7 +69,6 @@ class Residual:
         hidden: Sequence[int] = (128, 128),
         encoder: Literal["frozen", "learned"] = "frozen",
         shift: int = 4,
-        n_candidates: int = 1,
         n_critics: int = 4,
         critic_hidden: Sequence[int] = (128, 128),
         n_target_critics: int = 2,
@@ -86,6 +86,7 @@ class Residual:
         target_std: float = 0.05,
         base_fraction: float = 0.05,
         quiet_fraction: float = 0.5,
+        temperatures: Sequence[float] = (1.0, 0.5, 0.0),
         value_low: float | None = 0.0,
         value_high: float | None = 1.0,
         replay_size: int = 1_000_000,
@@ -93,17 +94,7 @@ class Residual:
         replay_dir: str | None = None,
         seed: int = 0,
     ):
-        self.policy = ResidualPolicy(
-            base,
-            scale=scale,
-            hold=hold,
-            hidden=hidden,
-            encoder=encoder,
-            shift=shift,
-            n_candidates=n_candidates,
-            n_critics=n_critics,
-            critic_hidden=critic_hidden,
-        ).eval()
+        self.policy = ResidualPolicy(base, scale=scale, hold=hold, hidden=hidden, encoder=encoder, shift=shift).eval()
         self.base, self.n_action_steps = base, hold
         features = self.policy.features
         if isinstance(features, LearnedFeatures):
@@ -112,15 +103,9 @@ class Residual:
             self.sight: Sight = LearnedSight(features, base.n_obs_steps)
         else:
             self.sight = Sight(features, critic_features)
-        if n_candidates > 1 and critic_features is not None:
-            raise ConfigError(
-                "Critics that choose are deployed, and see what the policy sees: leave out algo.critic_obs."
-            )
         width = self.sight.critic_width + (hold + 1) * base.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        if self.policy.critic is not None:
-            self.policy.critic = self.target  # chooses, and is handed out
         self.actor = copy.deepcopy(self.policy.actor)  # learns; the policy's own follows
         self.actor_ema = actor_ema if encoder == "frozen" else 0.0
         self.actor_optimiser = adam(self.actor.parameters(), actor_lr)
@@ -146,8 +131,8 @@ class Residual:
         self.generator = self.core.generator
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
         self.explore_std, self.target_std = explore_std, target_std
-        self.n_candidates = n_candidates
-        self.queue = BaseQueue(base, n_envs, n_candidates)
+        self.temperature = Temperature(base, temperatures, n_envs)
+        self.queue = BaseQueue(base, n_envs)
         self._now: dict[str, Tensor] = {}  # base's and own action of the present decision ...
         self._seen: dict[str, Tensor] = {}  # ... and what it was taken on
 
@@ -170,36 +155,31 @@ class Residual:
         """New episodes: no chunk of the last one is left, and the base gets its share of them."""
         self.queue.clear(fresh)
         self.core.begin_episodes(fresh)
-        seen = self.sight(obs)
-        base = self._next(obs, seen, fresh)[1]
+        self.temperature.begin(fresh, self.generator)
+        base = self.policy.range.unit(self._next(obs, fresh))
         if self._now:
             base = torch.where(fresh[:, None, None], base, self._now["base"])
-        self._now, self._seen = {"base": base}, seen
+        self._now, self._seen = {"base": base}, self.sight(obs)
 
-    def _next(
-        self, obs: Obs, seen: Obs, rows: Bool[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "n m h da"], Float[Tensor, "n h da"]]:
-        """The base's candidates for the next decision, and the one that is to be corrected; unit actions."""
-        candidates = self.queue.candidates(self.base, obs, self.generator, rows, self.n_action_steps)
-        units = self.policy.range.unit(candidates)
-        chosen = self.policy.best(self.sight.features(seen), units) if self.n_candidates > 1 else torch.zeros(len(rows))
-        chosen = torch.where(self.core.base_only, 0, chosen.long())
-        self.queue.choose(rows, chosen)
-        return units, units[torch.arange(len(rows)), chosen]
+    def _next(self, obs: Obs, rows: Bool[Tensor, " n"]) -> Float[Tensor, "n h da"]:
+        return self.queue.next(self.base, obs, self.generator, rows, self.n_action_steps, self.temperature.now)
 
     @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
         after = self.sight(step.next_obs)
-        candidates, base = self._next(step.next_obs, after, ~step.terminated)
-        extras = {"base": self._now["base"], "next_base": candidates}
+        base = self.policy.range.unit(self._next(step.next_obs, ~step.terminated))
+        extras = {"base": self._now["base"], "next_base": base}
         self.policy.active.fill_(self.core.store(self._seen, self._now["action"], step, after, extras))
+        for env in (step.terminated | step.truncated).nonzero()[:, 0].tolist():
+            self.temperature.add(env, bool(step.success[env]))
+        self.policy.temperature.fill_(self.temperature.best)
         self._now, self._seen = {"base": base}, after
 
     @property
     def counters(self) -> dict[str, float]:
         """For the log."""
-        return self.core.counters
+        return {**self.core.counters, "temperature": self.temperature.best}
 
     def base_result(self, successes: int, episodes: int) -> None:
         """What trust is measured against."""
@@ -208,14 +188,14 @@ class Residual:
     @torch.no_grad()
     def add_demo(self, demo: Demo) -> None:
         """A demonstration, decision by decision, beside the base's chunks along it."""
-        queue, steps = BaseQueue(self.base, 1, self.n_candidates), self.n_action_steps
-        n, chunks = len(demo.actions), []
-        for t in range(n + 1):
-            now = {k: v[t : t + 1] for k, v in demo.windows.items()}
-            chunks.append(queue.candidates(self.base, now, self.generator, steps=steps))
-            queue.choose(torch.tensor([True]), torch.tensor([0]))
+        queue = BaseQueue(self.base, 1)
+        n = len(demo.actions)
+        windows = ({k: v[t : t + 1] for k, v in demo.windows.items()} for t in range(n + 1))
+        self.temperature.begin(torch.tensor([True]), self.generator)
+        drawn = self.temperature.now[:1]
+        chunks = [queue.next(self.base, now, self.generator, None, self.n_action_steps, drawn) for now in windows]
         base = self.policy.range.unit(torch.cat(chunks))
-        extras = {"base": base[:n, 0], "next_base": base[1:]}
+        extras = {"base": base[:n], "next_base": base[1:]}
         self.core.store_demo(demo, self.sight(demo.windows), self.policy.range.unit(demo.actions), extras)
 
     # ------------------------------------------------------------------ learning
@@ -231,21 +211,24 @@ class Residual:
         return metrics
 
     def judged(self, obs: Obs, base: Float[Tensor, "b h da"], action: Float[Tensor, "b h da"]) -> Float[Tensor, "b d"]:
-        """See ResidualPolicy; of a batch."""
-        return self.policy.judged(obs[self.sight.of_critic][:, 0], base, action)
+        """What the critics see; of actions: the base's, and how far they depart from it on the mean, per scale.
+
+        From the whole action critics learn what goes with success ("lift"), whoever caused it, and an actor that
+        follows them lifts before it grasps. What a departure does shows only in the noise that was tried.
+        """
+        seen = obs[self.sight.of_critic][:, 0]
+        return torch.cat([seen, base.flatten(1), (action - base).mean(1) / self.policy.scale], 1)
 
     @torch.no_grad()
     def td_target(self, batch: Transition) -> Float[Tensor, " b"]:
-        """y: the best of the base's and the corrected next actions, each by its minimum over m target critics."""
-        m = batch.extras["next_base"].shape[1]
-        obs = {k: v.repeat_interleave(m, 0) for k, v in batch.next_obs.items()} if m > 1 else batch.next_obs
-        base = batch.extras["next_base"].flatten(0, 1)
+        """y: the better of the base's and the corrected next action, each by its minimum over m target critics."""
+        obs, base = batch.next_obs, batch.extras["next_base"]
         noise = torch.randn(len(base), 1, base.shape[2], generator=self.generator).clamp(-2, 2) * self.target_std
         corrected = (self.policy.corrected(obs["features"][:, 0], base, self.actor) + noise).clamp(-1, 1)
         both = torch.cat([self.judged(obs, base, corrected), self.judged(obs, base, base)])
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
-        value = self.target(both, members)[..., 0].min(0).values.unflatten(0, (2, -1, m))
-        return self.core.target(batch, value.amax((0, 2)))
+        value = torch.stack(self.target(both, members)[..., 0].min(0).values.chunk(2)).max(0).values
+        return self.core.target(batch, value)
 
     def update_critic(self, batch: Transition) -> Metrics:
         """L_Q."""
@@ -271,7 +254,7 @@ class Residual:
 
     # ------------------------------------------------------------------ state
 
-    _PARTS = ("actor", "critic", "target", "actor_optimiser", "critic_optimiser", "core", "queue")
+    _PARTS = ("actor", "critic", "target", "actor_optimiser", "critic_optimiser", "core", "queue", "temperature")
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues training bit-exactly, but for the environments."""
@@ -286,4 +269,5 @@ class Residual:
         self.policy.actor.load_state_dict(state["averaged"])
         self.policy.features.load_state_dict(state["features"])
         self.policy.active.fill_(self.core.trust.active)
+        self.policy.temperature.fill_(self.temperature.best)
         self._now, self._seen = dict(state["now"]), dict(state["seen"])

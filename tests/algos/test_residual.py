@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from algos.base_queue import BaseQueue, several
+from algos.base_queue import BaseQueue
 from algos.corrected import ResidualPolicy
 from algos.gate import check_gate
 from algos.replay import Transition
 from algos.residual import Residual
+from algos.temperature import Temperature
 from data.chunks import ChunkBatch
-from data.errors import ContractError, TrainingError
+from data.errors import ConfigError, ContractError, TrainingError
 from policies.checkpoint import load_policy, save_policy, wrapped_config
 from tests.algos.conftest import HEADS, Rollout, base_config, demos, outcomes, returns
 
@@ -35,20 +36,18 @@ def learned(policy: ResidualPolicy) -> ResidualPolicy:
 
 
 @every_head
-@pytest.mark.parametrize(
-    ("active", "hold", "m"), [(False, 1, 1), (True, 1, 1), (True, 2, 1), (True, 4, 1), (False, 2, 3)]
-)
-def test_zero_residual_is_the_base(make_base, head, active, hold, m):
+@pytest.mark.parametrize(("active", "hold"), [(False, 1), (True, 1), (True, 2), (True, 4)])
+def test_zero_residual_is_the_base(make_base, head, active, hold):
     base = make_base(head)
-    policy = ResidualPolicy(base, hold=hold, hidden=[16], n_candidates=m)
+    policy = ResidualPolicy(base, hold=hold, hidden=[16])
     policy.active.fill_(active)
     check_gate(outcomes(base), outcomes(policy), exact=True)
 
 
-@pytest.mark.parametrize(("head", "m"), [*((head, 1) for head in HEADS), ("flow", 3), ("ddpm", 3)])
-def test_save_and_load_act_alike(make_base, head, m, tmp_path):
+@every_head
+def test_save_and_load_act_alike(make_base, head, tmp_path):
     base = make_base(head)
-    policy = learned(ResidualPolicy(base, hidden=[16], scale=0.3, hold=2, n_candidates=m)).eval()
+    policy = learned(ResidualPolicy(base, hidden=[16], scale=0.3, hold=2)).eval()
     save_policy(tmp_path / "c", policy, wrapped_config(policy, base_config(head)))
     loaded = load_policy(tmp_path / "c")
     assert isinstance(loaded, ResidualPolicy)
@@ -58,16 +57,53 @@ def test_save_and_load_act_alike(make_base, head, m, tmp_path):
     actions = policy.act(obs, noise=noise)
     assert actions.shape == (5, 2, 2)
     assert torch.equal(actions, loaded.act(obs, noise=noise))
-    chunks = several(obs, base, noise if m > 1 else noise[:, None])[:, :, :2]
-    chosen = policy.best(policy.features(obs), policy.range.unit(chunks))
-    assert m == 1 or len(chosen.unique()) > 1
-    correction = actions - chunks[torch.arange(5), chosen]
+    correction = actions - base.act(obs, noise=noise)[:, :2]
     assert (correction != 0).any()
     free = (actions.abs() < 1).all(1)
     torch.testing.assert_close(correction[:, 0][free], correction[:, 1][free], atol=1e-5, rtol=0)  # held
     assert np.array_equal(returns(outcomes(policy)), returns(outcomes(loaded)))
     with pytest.raises(ContractError, match="algo=residual"):
         loaded.loss(ChunkBatch(obs, torch.zeros(5, 6, 2), torch.zeros(5, 6) > 0))
+
+
+def test_temperature_scales_the_noise_of_an_active_policy(make_base):
+    base = make_base()
+    policy = ResidualPolicy(base, hidden=[16])
+    policy.temperature.fill_(0.5)
+    obs = {"state": torch.randn(3, 2, 4)}
+    noise = base.draw_noise(3, torch.Generator().manual_seed(0))
+    for active, factor in ((False, 1.0), (True, 0.5)):
+        policy.active.fill_(active)
+        want = base.act(obs, noise=factor * noise)[:, :1]
+        assert torch.equal(policy.act(obs, noise=noise), want)
+        assert torch.equal(policy.act_from(obs, None, torch.Generator().manual_seed(0))[0], want)
+
+
+def test_training_finds_the_temperature_at_which_the_base_succeeds(make_base):
+    """Episodes succeed at 0.5 alone; it is found, and found anew when that changes."""
+    bandit, generator = Temperature(make_base(), [1.0, 0.5, 0.0], 2), torch.Generator().manual_seed(0)
+    assert bandit.best == 1.0
+    for good in (0.5, 0.0):
+        tried = []
+        for _ in range(150):
+            bandit.begin(torch.tensor([True, True]), generator)
+            for env, temperature in enumerate(bandit.now.tolist()):
+                bandit.add(env, temperature == good)
+                tried.append(temperature)
+        assert bandit.best == good
+        assert tried[-100:].count(good) > 70
+    before = bandit.now.clone()
+    bandit.begin(torch.tensor([False, False]), generator)
+    assert torch.equal(bandit.now, before)
+
+
+def test_what_has_no_noise_has_no_temperature(make_base):
+    base = make_base()
+    assert Temperature(ResidualPolicy(base), [1.0, 0.0], 1).arms == [1.0]
+    with pytest.raises(ConfigError, match="temperatures"):
+        Temperature(base, [], 1)
+    with pytest.raises(ConfigError, match="temperatures"):
+        Temperature(base, [2.0], 1)
 
 
 def test_corrections_stay_within_their_scale(make_base):
@@ -87,57 +123,20 @@ def test_queue_asks_the_base_once_a_chunk_and_after_every_end(make_base):
     base.act = lambda o, noise: asked.append(len(noise)) or act(o, noise=noise)  # type: ignore[method-assign]
     first = [queue.next(base, obs, generator) for _ in range(4)]
     assert asked == [3]
-    assert torch.equal(torch.cat(first, 1), queue.chunks[:, 0])
+    assert torch.equal(torch.cat(first, 1), queue.chunk)
     queue.next(base, obs, generator)
     assert asked == [3, 3]
     queue.clear(torch.tensor([False, True, False]))
-    before = queue.chunks[:, 0].clone()
+    before = queue.chunk.clone()
     got = queue.next(base, obs, generator)
     assert asked == [3, 3, 1]
     assert torch.equal(got[[0, 2], 0], before[[0, 2], 1])
-    assert torch.equal(got[1, 0], queue.chunks[1, 0, 0])
+    assert torch.equal(got[1, 0], queue.chunk[1, 0])
     queue.next(base, obs, generator, torch.tensor([True, False, True]))
     assert queue.at.tolist() == [3, 1, 3]
     queue.clear(torch.tensor([True, True, True]))
     halves = [queue.next(base, obs, generator, steps=2) for _ in range(2)]
-    assert torch.equal(torch.cat(halves, 1), queue.chunks[:, 0])
-
-
-def test_the_chosen_candidate_is_gone_on_with(make_base):
-    base = make_base()
-    queue, rows = BaseQueue(base, 2, 3), torch.ones(2) > 0
-    obs = {"state": torch.randn(2, 2, 4)}
-    offered = queue.candidates(base, obs, torch.Generator().manual_seed(0), steps=2)
-    again = base.draw_noise(6, torch.Generator().manual_seed(0))
-    for env in range(2):
-        own = {"state": obs["state"][env : env + 1].repeat(3, 1, 1)}
-        torch.testing.assert_close(offered[env], base.act(own, noise=again[3 * env : 3 * env + 3])[:, :2])
-    rest = queue.chunks[:, :, 2:].clone()
-    queue.choose(rows, torch.tensor([2, 1]))
-    following = queue.candidates(base, obs, None, steps=2)
-    assert torch.equal(following, rest[torch.arange(2), torch.tensor([2, 1])][:, None].expand(-1, 3, -1, -1))
-
-
-def test_critics_choose_among_candidates(make_base):
-    """The one they value most after its correction; the base alone, in its own episodes, is not chosen for."""
-    learner = Residual(make_base(), 1, **SMALL, n_candidates=5)
-    policy = learned(learner.policy)
-    assert policy.critic is learner.target
-    features, chunks = torch.randn(7, policy.features.out_dim()), torch.rand(7, 5, 1, 2) * 2 - 1
-    for b, chosen in enumerate(policy.best(features, chunks).tolist()):
-        values = []
-        for base in chunks[b]:
-            action = policy.corrected(features[b : b + 1], base[None])
-            values.append(float(learner.target(policy.judged(features[b : b + 1], base[None], action)).mean()))
-        assert max(values) == pytest.approx(values[chosen])
-    obs = {"state": torch.randn(1, 2, 4)}
-    seen = learner.sight(obs)
-    for alone in (True, False) * 5:
-        learner.core.base_only[:] = alone
-        learner.queue.clear(torch.tensor([True]))
-        units, base = learner._next(obs, seen, torch.tensor([True]))
-        index = 0 if alone else int(policy.best(learner.sight.features(seen), units))
-        assert torch.equal(base[0], units[0, index])
+    assert torch.equal(torch.cat(halves, 1), queue.chunk)
 
 
 def test_gate_finds_a_queue_that_outlives_its_episode(make_base):
@@ -161,22 +160,20 @@ def test_gate_finds_corrections_that_are_not_zero(make_base):
         check_gate(outcomes(base), outcomes(learned(ResidualPolicy(base, scale=0.5))), exact=True)
 
 
-@pytest.mark.parametrize("m", [1, 3])
-def test_td_target_by_hand(make_base, m):
-    learner = Residual(make_base(), 1, **SMALL, target_std=0.0, n_target_critics=3, n_candidates=m)
+def test_td_target_by_hand(make_base):
+    learner = Residual(make_base(), 1, **SMALL, target_std=0.0, n_target_critics=3)
     learner.actor.load_state_dict(learned(learner.policy).actor.state_dict())
     n, f = 6, learner.policy.features.out_dim()
     batch = Transition(
         obs={}, action=torch.zeros(n, 2), reward=torch.rand(n), discount=torch.rand(n), done=torch.zeros(n) > 0,
-        next_obs={"features": torch.randn(n, 1, f)}, extras={"next_base": torch.rand(n, m, 1, 2) * 2 - 1},
+        next_obs={"features": torch.randn(n, 1, f)}, extras={"next_base": torch.rand(n, 1, 2) * 2 - 1},
     )  # fmt: skip
     got = learner.td_target(batch)
     for b in range(n):
-        s = batch.next_obs["features"][b : b + 1]
+        s, base = batch.next_obs["features"][b : b + 1], batch.extras["next_base"][b : b + 1]
         values = [
-            float(learner.target(learner.judged({"features": s}, base[None], a)).detach().min())
-            for base in batch.extras["next_base"][b]
-            for a in (base[None], learner.policy.corrected(s[:, 0], base[None]))
+            float(learner.target(learner.judged({"features": s}, base, a)).detach().min())
+            for a in (base, learner.policy.corrected(s[:, 0], base))
         ]
         want = float(batch.reward[b] + batch.discount[b] * max(values))
         assert float(got[b]) == pytest.approx(min(max(want, 0.0), 1.0), abs=1e-5)
@@ -195,7 +192,7 @@ def test_critics_find_the_values_of_a_chain(make_base):
         batch = Transition(
             obs={"features": states[s]}, action=torch.rand(32, 1, 2) * 2 - 1, reward=last.float(),
             discount=gamma * (~last).float(), done=last, next_obs={"features": states[(s + 1).clamp(max=2)]},
-            extras={"base": base[0], "next_base": base[1][:, None]},
+            extras={"base": base[0], "next_base": base[1]},
         )  # fmt: skip
         learner.update_critic(batch)
     judged = learner.judged({"features": states}, torch.zeros(3, 1, 2), torch.zeros(3, 1, 2))
@@ -266,18 +263,18 @@ def test_replay_holds_what_happened(make_base, store, hold):
         if t + 1 < len(rollout.steps):
             after = learner.core.replay.gather(torch.full((2,), t + 1), env)
             goes_on = ~row.done
-            assert torch.equal(row.extras["next_base"][goes_on, 0], after.extras["base"][goes_on])
+            assert torch.equal(row.extras["next_base"][goes_on], after.extras["base"][goes_on])
     assert any(bool(s.truncated.any()) for _, s in rollout.steps)
     demo = learner.core.demos.sample(64, generator=torch.Generator().manual_seed(0))
     assert (demo.reward > 0).any()
     assert ((demo.reward > 0) == (demo.discount == 0)).all()
 
 
-@pytest.mark.parametrize(("n_envs", "m"), [(1, 1), (3, 1), (2, 3)])
-def test_resumes_bit_exactly(make_base, store, n_envs, m):
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_resumes_bit_exactly(make_base, store, n_envs):
     def learner():
         torch.manual_seed(3)
-        new = Residual(make_base(), n_envs, **SMALL | {"hold": n_envs // 3 + 1}, base_fraction=0.3, n_candidates=m)
+        new = Residual(make_base(), n_envs, **SMALL | {"hold": n_envs // 3 + 1}, base_fraction=0.3)
         for demo in demos(store, new):
             new.add_demo(demo)
         return new
