@@ -20,17 +20,24 @@ from typing import Any
 
 from chain import ROOT, interval, percent, read, side_by_side
 
-LATE = ("async", "ensemble", "rtc")
-COLOURS = {"sync": "#444444", "async": "#d1495b", "ensemble": "#edae49", "rtc": "#00798c", "rti": "#30638e"}
+LATE = ("async", "ensemble", "rtc", "prefix")
+COLOURS = {
+    "sync": "#444444",
+    "async": "#d1495b",
+    "ensemble": "#edae49",
+    "rtc": "#00798c",
+    "prefix": "#7768ae",
+    "rti": "#30638e",
+}
 HEADER = """| execution | delay | NFE | success, % | 95 % interval | jerk | jump, new chunk | elsewhere | ms per chunk |
 |---|---|---|---|---|---|---|---|---|"""
 
 Cell = tuple[str, int, int]  # execution, delay, network evaluations (0: those of the checkpoint)
 
 
-def cells(delays: Sequence[int], steps: Sequence[int]) -> list[Cell]:
+def cells(methods: Sequence[str], delays: Sequence[int], steps: Sequence[int]) -> list[Cell]:
     """The world that waits first, which the others are compared with."""
-    late = [(name, delay, 0) for delay in delays for name in LATE if delay or name != "async"]
+    late = [(name, delay, 0) for delay in delays for name in methods if delay or name != "async"]
     return [("sync", 0, 0), *late, *(("rti", 0, n) for n in steps)]
 
 
@@ -67,7 +74,7 @@ def row(root: Path, cell: Cell) -> str:
     return "| " + " | ".join([name, str(delay), f"{how['nfe']:.2f}", *values, *smooth, latency]) + " |"
 
 
-def plot(root: Path, delays: Sequence[int], steps: Sequence[int]) -> None:
+def plot(root: Path, methods: Sequence[str], delays: Sequence[int], steps: Sequence[int]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,7 +82,7 @@ def plot(root: Path, delays: Sequence[int], steps: Sequence[int]) -> None:
     FigureCanvasAgg(figure)
     success, jerk, warm = figure.subplots(1, 3)
     sync = read(root / "sync-delay0")
-    for name in LATE:
+    for name in methods:
         at = [("sync" if name == "async" and not d else name, d, 0) for d in delays]
         found = [(d, r) for (_, d, _), r in zip(at, (read(folder(root, c)) for c in at), strict=True) if r]
         errorbars(success, found, COLOURS[name], name)
@@ -117,6 +124,9 @@ def check_same(root: Path, argv: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument(
+        "--methods", nargs="+", choices=LATE, default=LATE[:3], help="prefix: of a policy trained for it"
+    )
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--delays", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 3, 5], help="network evaluations of warm starts")
@@ -131,12 +141,12 @@ def main() -> None:
     argv = [f"checkpoint={args.checkpoint.resolve()}", f"n_episodes={args.episodes}", "n_envs=1"]
     argv += [f"n_action_steps={args.action_steps}", *args.overrides]
     check_same(root, [*argv, *args.rti])
-    table = cells(args.delays, args.steps)
+    table = cells(args.methods, args.delays, args.steps)
 
     def report() -> None:
         lines = "\n".join([HEADER, *(row(root, c) for c in table)])
         (root / "table.md").write_text(lines + "\n")
-        plot(root, args.delays, args.steps)
+        plot(root, args.methods, args.delays, args.steps)
         print("\n" + lines, flush=True)
 
     side_by_side([partial(evaluate, root, c, argv, args.rti) for c in table], args.jobs, report)

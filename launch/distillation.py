@@ -38,6 +38,8 @@ class Distilling(Session):
         teacher, task, store = base_and_demos(config, accelerator)
         if not isinstance(teacher, ChunkPolicy):
             raise ConfigError(f"algo=distill needs a base trained by algo=bc; {config['base']} is another policy.")
+        if teacher.prefix is not None:
+            raise ConfigError(f"algo=distill does not teach to go on from actions; {config['base']} has policy.prefix.")
         if store is None:
             raise DataError(f"{config['base']} does not know its demonstrations: give data.path=...")
         self.teacher = teacher

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from data.construct import construct, lookup
+from data.errors import ConfigError
 from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from policies.chunk_policy import ChunkPolicy
@@ -26,6 +28,7 @@ from policies.networks.dit import DiT
 from policies.networks.mlp import ResidualMLP
 from policies.networks.transformer import Transformer
 from policies.networks.unet1d import UNet1d
+from policies.prefix import Prefix
 
 HEADS: dict[str, type[Head]] = {
     "consistency": ConsistencyHead,
@@ -104,6 +107,9 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
         head_args["denoiser"] = _denoiser(head_args["denoiser"])
     weight = head_args.pop("reconstruction", 0.0)
     cond_shape = encoder.token_shape(config["n_obs_steps"])
+    prefix = _prefix(head_args.pop("prefix", 0), config, spec, cond_shape[1])
+    if prefix is not None:
+        cond_shape = (cond_shape[0] + prefix.n_tokens, cond_shape[1])
     head_class = lookup(HEADS, head_name, "policy")
     network = construct(
         lookup(NETWORKS, net_name, "network"),
@@ -115,6 +121,8 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
         n_times=head_class.n_times,
     )
     mask = encoder.token_mask(head_args.pop("cfg_keys", None), config["n_obs_steps"])
+    if prefix is not None:  # guidance leaves it alone
+        mask = torch.cat([mask, torch.zeros(prefix.n_tokens, mask.shape[1], dtype=torch.bool)])
     head = construct(head_class, head_args, "policy", network=network, cond_mask=mask)
     return ChunkPolicy(
         spec,
@@ -125,4 +133,12 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
         horizon=config["horizon"],
         n_action_steps=config["n_action_steps"],
         reconstruction=Reconstruction(spec.obs, cond_shape, weight) if weight > 0 else None,
+        prefix=prefix,
     )
+
+
+def _prefix(longest: int, config: Mapping[str, Any], spec: TaskSpec, width: int) -> Prefix | None:
+    """For chunks that go on from at most ``longest`` actions; 0: none."""
+    if not 0 <= longest < config["horizon"]:
+        raise ConfigError(f"policy.prefix={longest} must lie in 0..horizon - 1 = {config['horizon'] - 1}.")
+    return Prefix(longest, spec.action.shape[0], width) if longest else None

@@ -13,6 +13,7 @@ from policies.encoders.obs import ObsEncoder
 from policies.encoders.reconstruction import Reconstruction
 from policies.heads.head import Head
 from policies.policy import Metrics, Obs, Policy
+from policies.prefix import PREFIX, Prefix
 from policies.rng import BatchRng
 
 TOKENS = "tokens"  # the key of observations that a frozen encoder has encoded before
@@ -28,6 +29,7 @@ class ChunkPolicy(Policy):
         head: objective + sampler around a denoising network.
         n_obs_steps, horizon, n_action_steps: To, H, Ta.
         reconstruction: an auxiliary loss on the tokens.
+        prefix: what goes on from actions that are executed already; None does not look at them.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class ChunkPolicy(Policy):
         horizon: int,
         n_action_steps: int,
         reconstruction: Reconstruction | None = None,
+        prefix: Prefix | None = None,
     ):
         super().__init__(spec, n_obs_steps, horizon, n_action_steps)
         self.normaliser, self.encoder, self.head = normaliser, encoder, head
-        self.reconstruction = reconstruction
+        self.reconstruction, self.prefix = reconstruction, prefix
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -58,7 +61,8 @@ class ChunkPolicy(Policy):
         """Tokens of observations in environment units.
 
         Args:
-            obs: (B, To, *shape) by key; or ``TOKENS`` alone, (B, L, C), which come back as they are.
+            obs: (B, To, *shape) by key; or ``TOKENS`` alone, (B, L, C), which come back as they are. ``PREFIX``,
+                (B, n, Da) normalised, are the chunk's first actions, for policies trained to go on from them.
             rng: drives the augmentation in training.
             encoder: another one than the policy's own.
         """
@@ -66,7 +70,11 @@ class ChunkPolicy(Policy):
             return obs[TOKENS]
         normalised = {key: self.normaliser.normalise(key, obs[key]) for key in self.spec.obs}
         encoder = encoder or self.encoder
-        return encoder({**normalised, **encoder.relative(obs, self.normaliser.normalise)}, rng)
+        tokens = encoder({**normalised, **encoder.relative(obs, self.normaliser.normalise)}, rng)
+        if self.prefix is None:
+            return tokens
+        given = self.prefix(obs[PREFIX]) if PREFIX in obs else self.prefix.none(len(tokens))
+        return torch.cat([tokens, given], 1)
 
     def loss(self, batch: ChunkBatch, rng: BatchRng | None = None) -> tuple[Float[Tensor, ""], Metrics]:
         """The head's objective on the normalised chunk, and the reconstruction."""
@@ -74,7 +82,10 @@ class ChunkPolicy(Policy):
             seed = int(torch.randint(2**31, ()).item())
             rng = BatchRng(seed, batch.action.device)
         action = self.normaliser.normalise("action", batch.action)
-        tokens = self.encode(batch.obs, rng)
+        obs = batch.obs
+        if self.prefix is not None:
+            obs = {**obs, PREFIX: self.prefix.drawn(action, self.n_obs_steps - 1, rng)}
+        tokens = self.encode(obs, rng)
         loss = self.head.loss(action, tokens, batch.is_pad, rng)
         if self.reconstruction is None:
             return loss, {"loss": loss.detach()}

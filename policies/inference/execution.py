@@ -28,6 +28,7 @@ from policies.inference.realtime import rtc
 from policies.inference.walk import chunk_noise, shift
 from policies.inference.warm_start import last_times, rti
 from policies.policy import Metrics, Obs, Policy
+from policies.prefix import PREFIX
 from policies.rng import BatchRng
 
 
@@ -271,11 +272,51 @@ class WarmStart(Execution):
         )
 
 
+class Prefixed(Execution):
+    """Chunks that were trained to go on from the actions executed meanwhile (policies.prefix).
+
+    Args:
+        policy: trained with ``policy.prefix`` of at least n_obs_steps - 1 + delay.
+        delay: see Execution.
+    """
+
+    continues = True
+
+    def __init__(self, policy: ChunkPolicy, *, delay: int = 0):
+        super().__init__(policy, delay=delay)
+        if policy.prefix is None:
+            raise ValueError("name=prefix needs a policy trained with policy.prefix > 0; name=rtc needs no training")
+        if policy.n_obs_steps - 1 + delay > policy.prefix.longest:
+            raise ValueError(
+                f"delay={delay} is more than the policy was trained on: with n_obs_steps={policy.n_obs_steps} and "
+                f"policy.prefix={policy.prefix.longest} it is {policy.prefix.longest - policy.n_obs_steps + 1} at most"
+            )
+
+    def follow(
+        self,
+        obs: Obs,
+        previous: Float[Tensor, "b h da"],
+        generator: torch.Generator | None,
+        *,
+        delay: int,
+        since: int,
+        past_known: bool = True,
+    ) -> Float[Tensor, "b h da"]:
+        """A sample, given the actions up to ``delay``: of a longer delay than was trained, as many as were."""
+        assert self.policy.prefix is not None
+        past = self.n_obs_steps - 1
+        given = shift(previous, since)[:, : min(past + delay, self.policy.prefix.longest)].clone()
+        if not past_known:
+            given[:, :past] = torch.nan
+        return self.policy.sample({**obs, PREFIX: given}, noise=self.policy.draw_noise(len(previous), generator))
+
+
 EXECUTIONS: dict[str, type[Execution] | None] = {
     "sync": None,  # the world waits for the chunk
     "async": Asynchronous,
     "ensemble": Ensemble,
     "rtc": RealTime,
+    "prefix": Prefixed,
     "rti": WarmStart,
 }
 

@@ -15,8 +15,9 @@ from data.errors import ConfigError
 from real_robot.core.types import DeviceError, PolicyClient
 from real_robot.remote.keys import CHUNK, DELAY, PREV_CHUNK, RESET
 
-Mode = Literal["sync", "replace", "ensemble", "rtc", "rti"]
-MODES = ("sync", "replace", "ensemble", "rtc", "rti")
+Mode = Literal["sync", "replace", "ensemble", "rtc", "prefix", "rti"]
+CONTINUING = ("rtc", "prefix", "rti")  # the chunk under way; names of executions (policies.inference.execution)
+MODES = ("sync", "replace", "ensemble", *CONTINUING)
 
 
 class Planner:
@@ -24,15 +25,15 @@ class Planner:
 
     Args:
         client: whose metadata tell its contract (``real_robot.remote.serving.metadata``).
-        mode: sync, replace and ensemble take every chunk by itself; rtc and rti ask for one that goes on from the one
-            under way, which a policy that is executed so can give.
+        mode: sync, replace and ensemble take every chunk by itself; rtc, prefix and rti ask for one that goes on from
+            the one under way, which a policy that is executed so can give.
     """
 
     def __init__(self, client: PolicyClient, mode: Mode):
         if mode not in MODES:
             raise ConfigError(f"mode={mode} is not known: {', '.join(MODES)}.")
         execution = client.metadata["execution"]["name"]
-        if execution != (mode if mode in ("rtc", "rti") else "sync"):
+        if execution != (mode if mode in CONTINUING else "sync"):
             raise ConfigError(f"mode={mode} does not go with a policy that is served with execution.name={execution}.")
         self.client, self.mode = client, mode
         self.n_obs_steps = int(client.metadata["n_obs_steps"])
@@ -55,7 +56,7 @@ class Planner:
         left = None if since is None or self._chunk is None else self._chunk[since:]
         if left is None:
             request[RESET] = True
-        elif self.mode in ("rtc", "rti") and len(left):
+        elif self.mode in CONTINUING and len(left):
             request |= {PREV_CHUNK: left.astype(np.float32), DELAY: min(delay, len(left))}
         answer = self.client.infer(request)
         told = answer["actions"] if self.mode == "sync" else answer.get(CHUNK, answer["actions"])

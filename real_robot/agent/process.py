@@ -177,12 +177,12 @@ def build_client(policy: Mapping[str, Any], mode: str) -> PolicyClient:
     from real_robot.remote.serving import LocalPolicy, load_served
 
     torch.set_num_threads(policy["threads"])
-    execution = {"rti": {"name": "rti", "n_steps": policy["n_steps"]}, "rtc": {"name": "rtc", "beta": policy["beta"]}}
+    options = {"rti": {"n_steps": policy["n_steps"]}, "rtc": {"beta": policy["beta"]}, "prefix": {}}
     served = load_served(
         policy["checkpoint"],
         device=policy["device"],
         policy=policy["overrides"],
-        execution=execution.get(mode),
+        execution={"name": mode, **options[mode]} if mode in options else None,
         n_action_steps=policy["n_action_steps"],
     )
     return LocalPolicy(served)

@@ -215,7 +215,7 @@ class RemotePolicy(Remote, PolicyClient):
         if [k for k in unknown if k != RESET]:
             raise ContractError(
                 f"The policy server {self.address} knows nothing of {', '.join(unknown)}; serve the policy with "
-                "execution.name=rtc or rti."
+                "execution.name=rtc, prefix or rti."
             )
         return {k: v for k, v in obs.items() if k not in unknown}  # others remember nothing that could be reset
 

@@ -4,7 +4,7 @@ Of a request:
 
     deft/reset        true: an episode begins; frames and chunks from before are forgotten
     deft/prev_chunk   (n, Da) actions that are being executed, the first due at the newest frame: the answer goes on
-                      where they lead (policies served with execution.name=rtc or rti)
+                      where they lead (policies served with execution.name=rtc, prefix or rti)
     deft/delay        control steps of deft/prev_chunk that will have been executed when the answer comes
 
 Of an answer:

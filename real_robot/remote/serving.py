@@ -128,7 +128,7 @@ class ServedPolicy:
             name = self.metadata["execution"]["name"]
             raise ContractError(
                 f"The request holds {', '.join(unknown)}; served with execution.name={name} this policy knows "
-                f"{', '.join(self.options)} (execution.name=rtc or rti know them all)."
+                f"{', '.join(self.options)} (execution.name=rtc, prefix or rti know them all)."
             )
         reset, given, delay = request.get(RESET, False), request.get(PREV_CHUNK), request.get(DELAY, 0)
         if not isinstance(reset, bool | np.bool_):

@@ -228,7 +228,7 @@ METHODS = [name for name in EXECUTIONS if name != "sync"]
 @pytest.mark.parametrize("delay", [0, 2, 3])
 def test_late_chunks(state_store, name, delay):
     """The first chunk is waited for; later ones find ``delay`` actions decided; all of it is repeatable."""
-    policy = short(make(state_store, "diffusion-sample").eval())
+    policy = short(make(state_store, "diffusion-sample", prefix=4 if name == "prefix" else 0).eval())
     late = build_execution(policy, {"name": name, "delay": delay})
     waited = run_episode(policy, 0)
     actions = run_episode(late, 0)
@@ -288,6 +288,7 @@ def test_evaluations_are_counted(state_store, name, steps):
         ({"name": "rti", "start": 1.5}, "start=1.5"),
         ({"name": "rti", "gripper_dims": [3]}, "-3..2"),
         ({"name": "sync", "delay": 1}, "leave out"),
+        ({"name": "prefix", "delay": 1}, "trained with policy.prefix"),
     ],
 )
 def test_wrong_options_are_named(state_store, options, words):

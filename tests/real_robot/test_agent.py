@@ -8,7 +8,7 @@ import pytest
 from data.errors import ConfigError, ContractError
 from data.spec import FieldSpec, TaskSpec
 from real_robot.agent.observe import NotReady, Observer
-from real_robot.agent.planner import Delays, Planner
+from real_robot.agent.planner import CONTINUING, MODES, Delays, Planner
 from real_robot.agent.process import Agent, build_client
 from real_robot.control.machine import Machine
 from real_robot.core.actions import ActionSpace
@@ -68,7 +68,7 @@ class Bench:
         self.session, self.clock = Session(), VirtualClock(100 * SECOND)
         self.state = self.session.create("state", state_dtype(N), 256)
         self.command = self.session.create("command", command_dtype(N), 256)
-        self.client = Counting(mode if mode in ("rtc", "rti") else "sync")
+        self.client = Counting(mode if mode in CONTINUING else "sync")
         self.client.clock, self.client.takes = self.clock, takes
         observer = Observer(self.session, task_of(self.client.metadata), 2)
         self.enable()
@@ -113,7 +113,7 @@ def bench(request):
     bench.session.close()
 
 
-@pytest.mark.parametrize("bench", [dict(mode=m, every=4) for m in ("replace", "ensemble", "rtc", "rti")], indirect=True)
+@pytest.mark.parametrize("bench", [dict(mode=m, every=4) for m in MODES if m != "sync"], indirect=True)
 def test_chunks_lie_on_one_grid_and_begin_one_step_after_their_observation(bench):
     for _ in range(4):
         assert bench.step()

@@ -19,7 +19,7 @@ pytest.importorskip("websockets", reason="pip install 'deft[robots]'")
 
 from data.errors import ConfigError, ContractError, DataError
 from policies.black_box import BlackBox
-from policies.checkpoint import load_policy
+from policies.checkpoint import load_policy, save_policy
 from policies.inference.execution import build_execution
 from real_robot.core.types import DeviceError
 from real_robot.remote.client import RemotePolicy
@@ -27,7 +27,7 @@ from real_robot.remote.keys import CHUNK, DELAY, PREV_CHUNK, RESET
 from real_robot.remote.serving import LocalPolicy, ServedPolicy, checkpoint_hash, load_served
 from real_robot.serve import main
 from tests.entry import commands
-from tests.policies.conftest import make, make_store
+from tests.policies.conftest import config, make, make_store
 from tests.real_robot.trivial_server import serving
 
 KEY = "s3cret"
@@ -212,6 +212,23 @@ def test_a_chunk_goes_on_where_the_client_says_that_it_is(checkpoint, execution)
                 alone = policy.infer({"state": STATES[:2], RESET: True})[CHUNK]
                 free.append(np.abs(alone[delay] - left[delay]).mean())
     assert np.mean(jumps) < 0.5 * np.mean(free)
+
+
+def test_a_trained_prefix_is_what_will_have_been_executed(tmp_path):
+    """The answer depends on the actions up to the delay, and on none after it."""
+    store = make_store(tmp_path / "demo.zarr", ("state",))
+    save_policy(tmp_path / "run", make(store, "flow", prefix=4).eval(), config("flow", "mlp", prefix=4))
+
+    def answer(change):
+        left = np.linspace(-0.5, 0.5, 15).reshape(5, 3)
+        if change is not None:
+            left[change] += 0.3
+        served = load_served(tmp_path / "run", device="cpu", execution={"name": "prefix"})
+        return LocalPolicy(served).infer({"state": STATES[:2], PREV_CHUNK: left, DELAY: 2})[CHUNK][2:]
+
+    plain = answer(None)
+    for action in range(5):
+        assert np.allclose(answer(action), plain) == (action >= 2), action
 
 
 @pytest.mark.parametrize(
