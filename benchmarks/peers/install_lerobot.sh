@@ -33,8 +33,10 @@ echo "torch==$torch_version" > "$constraints"
 pip_install() { "$peers/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
 
 pip_install --no-deps lerobot==0.4.4 "torchvision==$torchvision"
-# LeRobot's own requirements stay unmet on purpose, so pip need not list them.
+# LeRobot's own requirements stay unmet on purpose, so pip need not list them. Its policies import transformers where
+# there is one, and break on Deft's newer one: the releases that LeRobot pins hide it.
 pip_install --no-warn-conflicts --constraint "$constraints" \
+    "transformers>=4.57.1,<5" "huggingface_hub>=0.34.2,<0.36" "diffusers>=0.27.2,<0.36" \
     draccus==0.10.0 datasets==4.0.0 av==15.1.0 "pyserial>=3.5,<4" "deepdiff>=7.0.1,<9" "jsonlines>=4,<5" "termcolor>=2.4,<4"
 
 "$peers/bin/python" - "$torch_version" <<'PY'
