@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -107,6 +107,23 @@ class Normaliser(nn.Module):
                         f"The normaliser's state has no '{prefix + buffer}'. {nearest(buffer, list(state))}"
                     )
                 new.register_buffer(buffer, state[prefix + buffer].clone())
+        return new
+
+    @classmethod
+    def from_maps(cls, maps: Mapping[str, tuple[Tensor, Tensor]], modes: Mapping[str, str]) -> Normaliser:
+        """Of maps that were fitted elsewhere.
+
+        Args:
+            maps: (centre, scale), (D,) each and in data units, for every key that is not "identity". The range that
+                comes out as [-1, 1] then stands for "min" and "max", centre and scale for "mean" and "std".
+            modes: as usual.
+        """
+        new = cls({}, {})
+        new.modes = dict(modes)
+        for key, (centre, scale) in maps.items():
+            values = {"min": centre - scale, "max": centre + scale, "mean": centre, "std": scale}
+            for name, value in {**values, "centre": centre, "scale": scale}.items():
+                new.register_buffer(_buffer(key, name), value.float().clone())
         return new
 
     def shrink(self, key: str, dims: Sequence[int], factor: float) -> None:

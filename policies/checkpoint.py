@@ -1,5 +1,7 @@
 """A checkpoint is a folder that needs nothing else: config.json and model.safetensors.
 
+LeRobot's folders are read in their place (policies.foreign).
+
 config.json holds the schema version, the policy's resolved configuration, the task's contract (shapes, rates, simulator
 versions) and what trained it; model.safetensors the EMA weights and the normaliser. A tensor with several names is kept
 once; config.json's "shared" has the other names.
@@ -15,8 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from data.errors import ConfigError, ContractError, DataError
@@ -25,6 +26,8 @@ from data.spec import TaskSpec
 from policies.black_box import BlackBox
 from policies.build import build_policy, normaliser_modes
 from policies.chunk_policy import ChunkPolicy
+from policies.foreign.lerobot import is_lerobot, read_lerobot
+from policies.foreign.tensors import read_safetensors
 from policies.policy import Policy
 
 SCHEMA_VERSION = 1
@@ -70,7 +73,8 @@ def _rebuild(config: Mapping[str, Any], spec: TaskSpec, weights: Mapping[str, Te
         modes = normaliser_modes(spec, action="identity")
         normaliser = Normaliser.from_state_dict(dict(weights), modes, prefix=f"{prefix}normaliser.")
         return cls(spec, normaliser, **config["options"])
-    normaliser = Normaliser.from_state_dict(dict(weights), normaliser_modes(spec), prefix=f"{prefix}normaliser.")
+    modes = {**normaliser_modes(spec), **config.get("normaliser", {})}
+    normaliser = Normaliser.from_state_dict(dict(weights), modes, prefix=f"{prefix}normaliser.")
     return build_policy(config, spec, normaliser)
 
 
@@ -125,26 +129,37 @@ def _once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def find_checkpoint(path: Path | str) -> Path:
-    """The checkpoint folder that ``path`` (a run folder or the checkpoint itself) means."""
+    """The checkpoint folder that ``path`` (a run folder, ours or LeRobot's, or the checkpoint itself) means."""
     path = Path(path)
-    candidates = [path, path / "checkpoint", path / "checkpoint.old"]
-    for folder in candidates:
+    theirs = [path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"]
+    for folder in [path, path / "checkpoint", path / "checkpoint.old", *theirs]:
         if (folder / "config.json").exists():
             return folder
     raise DataError(f"No checkpoint at {path}: expected {path}/config.json or {path}/checkpoint/config.json.")
 
 
-def read_config(path: Path | str) -> dict[str, Any]:
-    """config.json of a checkpoint, checked."""
-    file = find_checkpoint(path) / "config.json"
+def read_config(path: Path | str, features: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """config.json of a checkpoint, checked; of somebody else's what it would be. ``features``: see ``load_policy``."""
+    return _read(find_checkpoint(path), features)[0]
+
+
+def _read(folder: Path, features: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
+    """config.json, and the weights where they are no file of ours."""
+    file = folder / "config.json"
     try:
         document = json.loads(file.read_text())
-    except json.JSONDecodeError as e:
+    except ValueError as e:
         raise DataError(f"{file} is not valid JSON ({e}); the checkpoint is corrupt.") from e
+    if not isinstance(document, dict):
+        raise DataError(f"{file} holds no configuration; the checkpoint is corrupt.")
+    if is_lerobot(document):
+        return read_lerobot(folder, features)
+    if features is not None:
+        raise ConfigError(f"features= gives names to what other projects' policies observe; {folder} has its own.")
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise DataError(f"{file} has schema_version {version}; this version of Deft reads {SCHEMA_VERSION}.")
-    return document
+    return document, None
 
 
 def load_policy(
@@ -154,18 +169,20 @@ def load_policy(
     overrides: Mapping[str, Any] | None = None,
     n_action_steps: int | None = None,
     black_box: str | None = None,
+    features: Mapping[str, Any] | None = None,
 ) -> Policy:
     """A policy ready to act.
 
     Args:
-        path: a checkpoint folder, or a run folder that holds one.
+        path: a checkpoint folder, or a run folder that holds one; or LeRobot's.
         device: where to put it.
         overrides: options of the head that inference may change, e.g. {"n_inference_steps": 1}.
         n_action_steps: executes more or fewer actions of each chunk than in training.
         black_box: "module:function" that the checkpoint's base may be; code that only a checkpoint names is not run.
+        features: our names for what somebody else's policy observes, {feature: key}; see ``read_lerobot``.
     """
     folder = find_checkpoint(path)
-    document = read_config(folder)
+    document, weights = _read(folder, features)
     config = document["config"]
     inner = _innermost(config)  # what executes and samples the chunks, however it is wrapped
     if "black_box" in inner:
@@ -181,10 +198,7 @@ def load_policy(
     if n_action_steps is not None:
         inner["n_action_steps"] = n_action_steps
     spec = TaskSpec.from_dict(document["task"])
-    try:
-        weights = load_file(folder / "model.safetensors", device=str(device))
-    except (OSError, SafetensorError) as e:
-        raise DataError(f"{folder / 'model.safetensors'} cannot be read ({e}); the checkpoint is corrupt.") from e
+    weights = read_safetensors(folder / "model.safetensors") if weights is None else weights
     weights |= {name: weights[kept] for name, kept in document.get("shared", {}).items()}
     policy = _rebuild(config, spec, weights).to(device)
     try:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from policies.encoders.augment import ColourJitter, crop, shift
 from policies.encoders.pretrained import load_pretrained
-from policies.encoders.resnet import BLOCKS, ResNet
+from policies.encoders.resnet import BLOCKS, FrozenBatchNorm, Norm, ResNet, group_norm
 from policies.encoders.vit import ViT
 from policies.rng import BatchRng
 
 BACKBONES = (*BLOCKS, "vit", "pretrained")
+NORMS: dict[str, Norm] = {"group": group_norm, "frozen_batch": FrozenBatchNorm}
 
 
 class SpatialSoftmax(nn.Module):
@@ -40,12 +42,17 @@ class ImageEncoder(nn.Module):
 
     Args:
         in_channels: 3 (uint8 or float colour in 0..255), 1 (depth in metres) or 4 (both).
-        backbone: "resnet18", "resnet34" (GroupNorm, spatial softmax), "vit" (mean of the tokens) or "pretrained".
+        backbone: "resnet18", "resnet34" (with a spatial softmax), "vit" (mean of the tokens) or "pretrained".
         out_dim: features per frame.
+        relu: of the features, as in LeRobot.
         n_keypoints: of the spatial softmax.
         width: of the ResNet.
+        norm: of the ResNet: "group", or "frozen_batch" for weights that were trained with BatchNorm.
+        normalised: the policy's normaliser scales the colours, instead of this encoder.
+        resize: (height, width) in pixels that images are brought to first, with antialiasing.
+        crop: (height, width) of the crop in pixels, instead of crop_ratio.
         crop_ratio: side of the crop over side of the image: random in training (the same for all To frames of a
-            sample, so that motion stays visible), central otherwise. 76 of 84 pixels in Diffusion Policy.
+            sample, so that motion stays visible), central otherwise (to the pixel as torchvision). 76 of 84 pixels in Diffusion Policy.
         shift: pixels that images are moved by at random in training (DrQ), their border repeated.
         jitter: strengths of ColourJitter, in training.
         vit: options of ViT.
@@ -61,8 +68,13 @@ class ImageEncoder(nn.Module):
         *,
         backbone: str = "resnet18",
         out_dim: int = 64,
+        relu: bool = False,
         n_keypoints: int = 32,
         width: int = 64,
+        norm: str = "group",
+        normalised: bool = False,
+        resize: Sequence[int] | None = None,
+        crop: Sequence[int] | None = None,
         crop_ratio: float = 0.905,
         shift: int = 0,
         jitter: Mapping[str, float] | None = None,
@@ -79,9 +91,15 @@ class ImageEncoder(nn.Module):
             raise ValueError("backbone=pretrained sees colour only: leave with_depth off, and depth to a resnet18")
         if not 0 < crop_ratio <= 1 or shift < 0:
             raise ValueError(f"crop_ratio={crop_ratio} must lie in (0, 1], shift={shift} be at least 0")
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm} must be one of {', '.join(NORMS)}")
         self.jitter = ColourJitter(**(jitter or {}))
         if self.jitter and in_channels == 1:
             raise ValueError("jitter is of colours; depth has none")
+        if self.jitter and normalised:
+            raise ValueError("jitter is of colours in 0..255, and these are normalised")
+        self.normalised, self.relu = normalised, relu
+        self.resize, self.crop = _pair(resize, "resize"), _pair(crop, "crop")
         self.in_channels, self.crop_ratio, self.shift, self.out_dim = in_channels, crop_ratio, shift, out_dim
         self.resolved: dict[str, Any] = {}  # options that a checkpoint adds to these
         self.frozen = backbone == "pretrained" and frozen
@@ -94,7 +112,7 @@ class ImageEncoder(nn.Module):
             self.backbone = ViT(in_channels, **(vit or {}))
             width = self.backbone.out_channels
         else:
-            self.backbone = ResNet(in_channels, width, BLOCKS[backbone])
+            self.backbone = ResNet(in_channels, width, BLOCKS[backbone], NORMS[norm])
             self.pool, width = SpatialSoftmax(self.backbone.out_channels, n_keypoints), 2 * n_keypoints
         self.projection = nn.Linear(width, out_dim)
 
@@ -105,13 +123,29 @@ class ImageEncoder(nn.Module):
             self.backbone.eval()
         return self
 
+    def window(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what the backbone sees of an image.
+
+        Raises:
+            ValueError: the crop is larger than the image.
+        """
+        height, width = self.resize or (height, width)
+        size = self.crop or (round(height * self.crop_ratio), round(width * self.crop_ratio))
+        if size[0] > height or size[1] > width:
+            raise ValueError(f"crop={list(size)} is larger than the image, {[height, width]}")
+        return size
+
     def _window(self, x: Shaped[Tensor, "b to c h w"], rng: BatchRng | None) -> Shaped[Tensor, "n c h2 w2"]:
         """The crop of every frame, shifted; ``rng`` draws one for each sample, None takes the central one."""
+        size = self.window(*x.shape[-2:])
+        if self.resize is not None:
+            frames = F.interpolate(x.flatten(0, 1).float(), self.resize, mode="bilinear", antialias=True)
+            x = frames.unflatten(0, x.shape[:2])
         b, to, _, height, width = x.shape
-        size = (round(height * self.crop_ratio), round(width * self.crop_ratio))
         room = torch.tensor([height - size[0], width - size[1]], device=x.device)
         pad = 0 if rng is None else self.shift
-        offset = (room // 2).expand(b, 2)
+        centre = torch.tensor([round((height - size[0]) / 2), round((width - size[1]) / 2)], device=x.device)
+        offset = centre.expand(b, 2)
         if rng is not None:
             offset = (rng.rand(b, 2).to(x.device) * (room + 1)).long()
             if pad:
@@ -138,8 +172,18 @@ class ImageEncoder(nn.Module):
             colour = image[:, :3]
             if rng is not None and self.jitter:
                 colour = 255.0 * self.jitter((colour / 255.0).unflatten(0, x.shape[:2]), rng).flatten(0, 1)
-            colour = colour / 127.5 - 1.0
+            if not self.normalised:
+                colour = colour / 127.5 - 1.0
             image = colour if self.in_channels == 3 else torch.cat([colour, image[:, 3:]], 1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.backbone(image)
-        return self.projection(self.pool(features)).unflatten(0, x.shape[:2])
+        out = self.projection(self.pool(features))
+        return (F.relu(out) if self.relu else out).unflatten(0, x.shape[:2])
+
+
+def _pair(size: Sequence[int] | None, name: str) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{name}={list(size)} must be a height and a width in pixels")
+    return int(size[0]), int(size[1])

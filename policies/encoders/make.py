@@ -110,9 +110,10 @@ def _elder(
 
 def _image(field: FieldSpec, kwargs: dict[str, Any], channels: int) -> ImageEncoder:
     encoder = ImageEncoder(channels, **kwargs)
-    if kwargs.get("backbone", "resnet18") in BLOCKS and min(field.shape[:2]) * encoder.crop_ratio <= 32:
+    seen = encoder.window(*field.shape[:2])
+    if kwargs.get("backbone", "resnet18") in BLOCKS and min(seen) <= 32:
         # The spatial softmax of one cell is a constant.
-        raise ValueError(f"{field.shape} is too small for a ResNet: use 48 pixels")
+        raise ValueError(f"{seen} of {field.shape} is too small for a ResNet: use 48 pixels")
     return encoder
 
 

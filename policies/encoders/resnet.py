@@ -119,3 +119,13 @@ def from_torchvision(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif head.startswith("layer") and rest[-1] != "num_batches_tracked":
             out[".".join(["stages", str(int(head[5:]) - 1), rest[0], parts[rest[1]], *rest[2:]])] = value
     return out
+
+
+def torchvision_name(name: str) -> str:
+    """What torchvision calls the weight that ``ResNet`` calls ``name``."""
+    head, *rest = name.split(".")
+    if head == "stem":
+        return ".".join([{"0": "conv1", "1": "bn1"}[rest[0]], *rest[1:]])
+    parts = {"conv1": "conv1", "norm1": "bn1", "conv2": "conv2", "norm2": "bn2", "skip": "downsample"}
+    stage, block, part, *last = rest
+    return ".".join([f"layer{int(stage) + 1}", block, parts[part], *last])

@@ -57,9 +57,13 @@ class UNet1d(nn.Module):
             Simple DP3: (128, 256, 384).
         n_blocks: residual blocks of each level on either side, and in the middle; 1 in Simple DP3.
         kernel_size, n_groups: of the convolutions and group norms.
+        n_groups_out: of the last group norm, if others; always 8 in Diffusion Policy and LeRobot.
         time_dim: width of the time embedding.
         film_scale: FiLM with scale and bias; False adds a bias only.
         time_scale, n_times: see TimeEmbedding.
+
+    Attributes:
+        film_sizes: channels of every residual block, in the order in which the FiLM maps hold them.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class UNet1d(nn.Module):
         n_blocks: int = 2,
         kernel_size: int = 5,
         n_groups: int = 8,
+        n_groups_out: int | None = None,
         time_dim: int = 128,
         film_scale: bool = True,
         time_scale: float = 100.0,
@@ -100,10 +105,11 @@ class UNet1d(nn.Module):
         )
         self.mid = nn.ModuleList(level(dims[-1], dims[-1]))
         self.up = nn.ModuleList(nn.ModuleList([*level(2 * b, a), Upsample(a)]) for a, b in reversed(pairs[1:]))
-        self.final = nn.Sequential(_ConvBlock(dims[0], dims[0], kernel_size, n_groups), nn.Linear(dims[0], action_dim))
+        last = _ConvBlock(dims[0], dims[0], kernel_size, n_groups_out or n_groups)
+        self.final = nn.Sequential(last, nn.Linear(dims[0], action_dim))
         blocks = [m for m in self.modules() if isinstance(m, _ResBlock)]
-        self._film_sizes = [b.c_out for b in blocks]
-        width = (2 if film_scale else 1) * sum(self._film_sizes)
+        self.film_sizes = [b.c_out for b in blocks]
+        width = (2 if film_scale else 1) * sum(self.film_sizes)
         self.film_time = nn.Linear(time_dim, width)
         self.film_cond = nn.Linear(math.prod(cond_shape), width, bias=False)
 
@@ -126,9 +132,9 @@ class UNet1d(nn.Module):
         film = (self.embed_times(t) if t.ndim == 1 or t.shape[1] == self.time.n_times else t) + prepared
         if self.film_scale:
             scale, bias = film.chunk(2, dim=1)
-            films = list(zip(scale.split(self._film_sizes, 1), bias.split(self._film_sizes, 1), strict=True))
+            films = list(zip(scale.split(self.film_sizes, 1), bias.split(self.film_sizes, 1), strict=True))
         else:
-            films = [(None, b) for b in film.split(self._film_sizes, 1)]
+            films = [(None, b) for b in film.split(self.film_sizes, 1)]
         take = iter(films)
         h, skips = x.transpose(0, 1).contiguous(), []  # time first, see timeconv
         for *level, down in self.down:  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects, read as configurations and weights of our own, and written."""
