@@ -32,6 +32,7 @@ from envs.evaluate import Episode, EpisodeResult, evaluate, summarise
 from envs.make import make_env
 from envs.video import write_video
 from envs.worker import Film
+from launch.contract import take_environment
 from launch.live import on_robot
 from launch.processes import join_processes
 from launch.terminal import Bar, Interrupted, console, run_main
@@ -194,15 +195,17 @@ def main(argv: list[str]) -> int:
         overrides=set_options(config["policy"]),
         n_action_steps=config["n_action_steps"],
         black_box=config["black_box"],
+        features=config["features"],
     )
-    seen = list(read_config(folder)["meta"].get("demo_seeds", []))
+    changes = set_options(config["task"])
+    take_environment(policy, changes)
+    seen = list(read_config(folder, config["features"])["meta"].get("demo_seeds", []))
     compose = set_options(config["compose"])
     if "checkpoint" in compose:
         policy, more = composed(policy, compose, device, config["n_action_steps"])
         seen += more
     execution = set_options(config["execution"])
     policy = build_execution(policy, execution)
-    changes = set_options(config["task"])
     if "server" in changes:
         env_args = on_robot(policy.spec, {"suite": "real", **changes}).env_args
     else:

@@ -16,6 +16,7 @@ from data.opening import open_with
 from data.source import Episodes
 from data.spec import TaskSpec
 from envs.make import is_live, make_env
+from launch.contract import no_environment, take_environment
 from launch.demos import demonstrations, env_args_of, random_statistics
 from launch.live import on_robot
 from policies.black_box import BlackBox, is_black_box
@@ -41,6 +42,12 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
     given = {override.split("=")[0].lstrip("+~").split(".")[0]: override for override in argv}
     own = [key for key in OF_THE_STUDENT if name == "distill" and (key in given or key == "policy")]
     own += ["task"] if is_live(config["task"]) else []  # the base's robot itself
+    document = read_config(config["base"], config["features"])
+    trained = document["meta"].get("train_config", {})
+    if "task" not in trained:  # another project's base: the environment is that of the command line
+        own += ["task", "obs"]
+        if "task" not in given:
+            raise no_environment(TaskSpec.from_dict(document["task"]))
     fixed = [key for key in OF_THE_BASE if key not in own]
     for key, override in given.items():
         if key in fixed:
@@ -48,8 +55,6 @@ def adopt_base(config: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
                 f"'{override}' is fixed by the base {config['base']}, trained with its own {key}. "
                 "Inference options of the base are base_policy.n_inference_steps and n_action_steps."
             )
-    document = read_config(config["base"])
-    trained = document["meta"].get("train_config", {})
     out = {**config, **{k: trained[k] for k in fixed if k in trained}}
     obs = trained.get("obs", {}).get("name")
     if name == "distill" and obs in groups()["obs"]:  # defaults follow the observation
@@ -74,8 +79,15 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
         return _black_box_and_demos(config, accelerator)
     device = accelerator.device
     options = {k: v for k, v in config["base_policy"].items() if v is not None}
-    policy = load_policy(config["base"], device=device, overrides=options, n_action_steps=config["n_action_steps"])
-    document = read_config(config["base"])
+    policy = load_policy(
+        config["base"],
+        device=device,
+        overrides=options,
+        n_action_steps=config["n_action_steps"],
+        features=config["features"],
+    )
+    take_environment(policy, config["task"])
+    document = read_config(config["base"], config["features"])
     base_config = {**document["config"], "n_action_steps": config["n_action_steps"]}
     base_config["policy"] = {**base_config["policy"], **options}
     config["base_config"] = base_config

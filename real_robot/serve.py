@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
         execution=options["execution"],
         n_action_steps=config["n_action_steps"],
         black_box=config["black_box"],
+        features=config["features"],
         seed=config["seed"],
     )
     begun = time.perf_counter()

@@ -216,6 +216,7 @@ def load_served(
     execution: Mapping[str, Any] | None = None,
     n_action_steps: int | None = None,
     black_box: str | None = None,
+    features: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> ServedPolicy:
     """A checkpoint's policy, ready to answer.
@@ -225,14 +226,21 @@ def load_served(
         device: auto (the GPU if there is one), cpu or cuda.
         policy: options of the head that inference may change.
         execution: see ``build_execution``; None is the policy's plain chunks.
-        n_action_steps, black_box: see ``load_policy``.
+        n_action_steps, black_box, features: see ``load_policy``.
         seed: see ServedPolicy.
     """
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(f"device={device} cannot be had: auto takes what there is, cpu is always there.")
     folder = find_checkpoint(checkpoint)
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    loaded = load_policy(folder, device=where, overrides=policy, n_action_steps=n_action_steps, black_box=black_box)
+    loaded = load_policy(
+        folder,
+        device=where,
+        overrides=policy,
+        n_action_steps=n_action_steps,
+        black_box=black_box,
+        features=features,
+    )
     options = dict(execution or {"name": "sync"})
     return ServedPolicy(
         build_execution(loaded, options), checkpoint=checkpoint_hash(folder), execution=options, seed=seed

@@ -1,0 +1,53 @@
+"""The environment of a policy that came without one: other projects' checkpoints tell shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+from configs.loader import groups
+from data.errors import ConfigError
+from data.spec import TaskSpec
+from envs.make import make_env
+from policies.checkpoint import check_contract
+from policies.policy import Policy
+
+NAMES = "What it observes is given other names by features={FEATURE: KEY, ...} (docs/checkpoints.md)."
+
+
+def no_environment(spec: TaskSpec) -> ConfigError:
+    """For a policy that does not say which environment it is for, where none was chosen either."""
+    shapes = ", ".join(f"{key} {field.shape}" for key, field in spec.obs.items())
+    return ConfigError(
+        f"{spec.name} does not say which environment it is for. Choose one: task={'|'.join(groups()['task'])} (and its "
+        f"options). It has to show {shapes} and take actions {spec.action.shape}. {NAMES}"
+    )
+
+
+def take_environment(policy: Policy, options: Mapping[str, Any]) -> None:
+    """Where ``policy`` knows no environment: that of ``options`` becomes its own, with its action range and rate.
+
+    Args:
+        policy: changed in place; actions are clipped to the environment's range from now on.
+        options: of ``configs/task``.
+
+    Raises:
+        ConfigError: none was chosen, or it does not show what the policy observes.
+        ContractError: the shapes differ.
+    """
+    if "suite" in policy.spec.env_args:
+        return
+    if options.get("suite") is None:
+        raise no_environment(policy.spec)
+    env_args = {**options, "obs": list(policy.spec.obs)}
+    try:
+        with closing(make_env(env_args)) as env:
+            task = env.spec
+    except ConfigError as e:
+        raise ConfigError(f"{e} {NAMES}") from e
+    bounds = {"action_low": task.action_low, "action_high": task.action_high}
+    told, policy.spec = policy.spec, dataclasses.replace(policy.spec, **bounds)
+    check_contract(policy, task, f"Task {task.name}")
+    policy.spec = dataclasses.replace(task, obs=told.obs, action=told.action)
