@@ -38,6 +38,7 @@ from launch.processes import join_processes
 from launch.terminal import Bar, Interrupted, console, run_main
 from policies.checkpoint import check_contract, find_checkpoint, load_policy, read_config
 from policies.export import export_onnx
+from policies.foreign.lerobot_write import write_lerobot
 from policies.inference.composed import Composed
 from policies.inference.execution import build_execution, count_evaluations
 from policies.inference.smoothness import smoothness
@@ -45,7 +46,8 @@ from policies.policy import Policy
 
 USAGE = """python eval.py checkpoint=RUN_DIR [n_episodes=100] [seed=10000] [policy.n_inference_steps=1] [key=value ...]
        python eval.py checkpoint=RUN_DIR execution.name=rtc execution.delay=2
-       python eval.py checkpoint=RUN_DIR export=onnx [out=policy.onnx]"""
+       python eval.py checkpoint=RUN_DIR export=onnx [out=policy.onnx]
+       python eval.py checkpoint=RUN_DIR export=lerobot [out=FOLDER]"""
 FILM_EVERY = 4  # control steps between two pictures of a video
 
 
@@ -168,14 +170,21 @@ def composed(
 
 def export(config: Mapping[str, Any], folder: Path, policy: Policy, frame: Frame) -> int:
     """``export=onnx``: the file, and how it compares; runs no episodes."""
-    if config["export"] != "onnx":
-        raise ConfigError(f"export={config['export']}: onnx is what there is.")
     path = Path(config["out"] or folder.parent / "export")
     path = path if path.suffix == ".onnx" else path / "policy.onnx"
     obs = {k: torch.as_tensor(v).expand(1, policy.n_obs_steps, *v.shape) for k, v in frame.items()}
     found = export_onnx(policy.cpu(), path, obs)
     console.print(f"wrote {path}: {found.onnx_ms:.2f} ms a chunk with onnxruntime, {found.torch_ms:.2f} ms with torch")
     print(json.dumps(asdict(found)))
+    return 0
+
+
+def export_lerobot(config: Mapping[str, Any], folder: Path, policy: Policy) -> int:
+    """``export=lerobot``: the folder."""
+    path = Path(config["out"] or folder.parent / "export" / "lerobot")
+    write_lerobot(policy.cpu(), read_config(folder, config["features"]), path)
+    console.print(f"wrote {path}: DiffusionPolicy.from_pretrained('{path}') of LeRobot 0.4 loads it")
+    print(json.dumps({"path": str(path), "files": sorted(f.name for f in path.iterdir())}))
     return 0
 
 
@@ -187,6 +196,8 @@ def main(argv: list[str]) -> int:
     config = load_config("eval", argv)
     check_at_least(1, config, ["n_episodes", "n_envs", "n_action_steps", "policy.n_inference_steps"])
     check_at_least(0, config, ["n_videos", "seed", "execution.delay"])
+    if config["export"] not in (None, "onnx", "lerobot"):
+        raise ConfigError(f"export={config['export']}: onnx and lerobot are what there is.")
     folder = find_checkpoint(config["checkpoint"])
     processes, device = join_processes(config["device"])
     policy = load_policy(
@@ -197,6 +208,8 @@ def main(argv: list[str]) -> int:
         black_box=config["black_box"],
         features=config["features"],
     )
+    if config["export"] == "lerobot":
+        return export_lerobot(config, folder, policy)
     changes = set_options(config["task"])
     take_environment(policy, changes)
     seen = list(read_config(folder, config["features"])["meta"].get("demo_seeds", []))

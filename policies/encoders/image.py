@@ -52,7 +52,8 @@ class ImageEncoder(nn.Module):
         resize: (height, width) in pixels that images are brought to first, with antialiasing.
         crop: (height, width) of the crop in pixels, instead of crop_ratio.
         crop_ratio: side of the crop over side of the image: random in training (the same for all To frames of a
-            sample, so that motion stays visible), central otherwise (to the pixel as torchvision). 76 of 84 pixels in Diffusion Policy.
+            sample, so that motion stays visible), central otherwise, to the pixel as torchvision's. 76 of 84 pixels in
+            Diffusion Policy.
         shift: pixels that images are moved by at random in training (DrQ), their border repeated.
         jitter: strengths of ColourJitter, in training.
         vit: options of ViT.

@@ -79,9 +79,9 @@ def fields(features: Sequence[Feature]) -> dict[str, FieldSpec]:
 
 
 def columns(features: Sequence[Feature], keys: Sequence[str], n_obs_steps: int) -> Tensor:
-    """Which entry of their condition each entry of ours is, (To * C,); ours has ``keys`` in this order, theirs features.
+    """Which entry of their condition each entry of ours is, (To * C,).
 
-    Both are frame by frame.
+    Both are frame by frame; ours has ``keys`` in this order, theirs ``features``.
     """
     at, pieces = 0, {key: [] for key in keys}
     for feature in features:

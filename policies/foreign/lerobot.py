@@ -61,9 +61,10 @@ def read_lerobot(folder: Path, features: Mapping[str, Any] | None = None) -> tup
     known = {name: default_key(name) for name in config.observations()}
     names = targets(known, features or contract.get("features"), str(folder))
     width = 2 * config.n_keypoints
+    sizes = config.observations()
     observed = [
-        named(name, shape, width if len(shape) > 1 else shape[0], names[name], str(folder))
-        for name, shape in config.observations().items()
+        named(name, sizes[name], width if len(sizes[name]) > 1 else next(iter(sizes[name])), target, str(folder))
+        for name, target in names.items()
     ]
     task = unknown_task(f"lerobot/{folder.resolve().name}", fields(observed), config.action_dim)
     if contract:

@@ -44,7 +44,7 @@ def statistics_of(folder: Path, config: LeRobotConfig, weights: Tensors) -> tupl
     Raises:
         DataError: no statistics, or some that are missing, misshapen or of an unknown mode; named.
     """
-    sizes = {name: 3 if len(shape) > 1 else shape[0] for name, shape in config.observations().items()}
+    sizes = {name: 3 if len(shape) > 1 else next(iter(shape)) for name, shape in config.observations().items()}
     if (folder / IN).exists() or (folder / OUT).exists():
         observed, eps = _processor(folder, IN, "normalizer_processor")
         produced, _ = _processor(folder, OUT, "unnormalizer_processor")

@@ -29,7 +29,7 @@ class Tensors:
         return [name for name in self._left if name.startswith(prefix)]
 
     def take(self, name: str, shape: Sequence[int] | None = None) -> Tensor:
-        """The tensor, as float32.
+        """The tensor, as float32, or float64 where it is that.
 
         Args:
             name: in the file.
@@ -45,7 +45,7 @@ class Tensors:
             raise DataError(f"{self.file}: '{name}' is {tuple(x.shape)}, expected {tuple(shape)}.")
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise DataError(f"{self.file}: '{name}' ({x.dtype}) must be finite real numbers.")
-        return x.float()
+        return x if x.dtype == torch.float64 else x.float()
 
     def drop(self, unwanted: Callable[[str], bool]) -> None:
         """Forgets those that nothing needs."""

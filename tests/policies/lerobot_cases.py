@@ -21,11 +21,18 @@ CASES = {
     "ddpm_sample": _case(
         VECTORS,
         {
-            "prediction_type": "sample", "num_inference_steps": 7, "use_film_scale_modulation": False, "n_groups": 4,
-            "kernel_size": 3, "beta_schedule": "linear", "down_dims": (8, 16, 32), "n_obs_steps": 3, "horizon": 16,
+            "prediction_type": "sample",
+            "num_inference_steps": 7,
+            "use_film_scale_modulation": False,
+            "n_groups": 4,
+            "kernel_size": 3,
+            "beta_schedule": "linear",
+            "down_dims": (8, 16, 32),
+            "n_obs_steps": 3,
+            "horizon": 16,
         },
         normalisation={"STATE": "MEAN_STD", "ACTION": "MEAN_STD", "VISUAL": "IDENTITY"},  # ENV: not named, identity
-    ),  # fmt: skip
+    ),
     "quantiles": _case(
         VECTORS,
         {**DDIM, "prediction_type": "sample", "clip_sample": False, "n_obs_steps": 1},
@@ -40,17 +47,21 @@ CASES = {
     "separate": _case(
         {STATE: (3,), TOP: (3, 96, 80), WRIST: (3, 96, 80)},
         {
-            **DDIM, "use_separate_rgb_encoder_per_camera": True, "resize_shape": (64, 60), "crop_ratio": 0.9,
-            "vision_backbone": "resnet34", "prediction_type": "sample",
+            **DDIM,
+            "use_separate_rgb_encoder_per_camera": True,
+            "resize_shape": (64, 60),
+            "crop_ratio": 0.9,
+            "vision_backbone": "resnet34",
+            "prediction_type": "sample",
         },
         normalisation={**MINMAX, "VISUAL": "IDENTITY"},
-    ),  # fmt: skip
+    ),
     "batchnorm": _case(
         {STATE: (3,), TOP: (3, 64, 64)},
         {**DDIM, "use_group_norm": False, "prediction_type": "sample"},
         normalisation={**MINMAX, "VISUAL": "MIN_MAX"},
     ),
-}  # fmt: skip
+}
 STILL = 1  # the dimension of every vector that never varied
 
 
