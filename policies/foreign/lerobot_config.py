@@ -155,7 +155,7 @@ class LeRobotConfig:
         """As DiffusionConfig works it out of its three options."""
         o = self.options
         if o["resize_shape"] is None:
-            return o["crop_shape"]
+            return None if o["crop_shape"] is None else tuple(o["crop_shape"])
         height, width = o["resize_shape"]
         return None if o["crop_ratio"] == 1 else (int(height * o["crop_ratio"]), int(width * o["crop_ratio"]))
 

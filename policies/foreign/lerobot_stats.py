@@ -85,7 +85,8 @@ def _processor(folder: Path, name: str, step_name: str) -> tuple[Statistics, flo
         raise DataError(f"{file} is not a processor of LeRobot's ({e!r}).") from e
     if unknown or len(found) != 1 or any(dtype not in (None, "float32") for dtype in casts):
         raise DataError(
-            f"{file}: one {step_name} and nothing but {KNOWN_STEPS[name]} has a counterpart here; {unknown}."
+            f"{file} must have one {step_name} (it has {len(found)}) and no step or cast without a counterpart here: "
+            f"unknown are {unknown}, casts {casts}."
         )
     try:
         step = found[0]["config"]

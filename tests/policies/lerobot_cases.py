@@ -42,7 +42,7 @@ CASES = {
     "image_ddpm": _case({STATE: (3,), TOP: (3, 64, 64)}, {"crop_shape": (56, 56), "num_inference_steps": 10}),
     "shared": _case(
         {TOP: (3, 48, 64), STATE: (3,), WRIST: (3, 48, 64), ENV_STATE: (2,)},
-        {**DDIM, "spatial_softmax_num_keypoints": 8},
+        {**DDIM, "spatial_softmax_num_keypoints": 8, "prediction_type": "sample"},
     ),
     "separate": _case(
         {STATE: (3,), TOP: (3, 96, 80), WRIST: (3, 96, 80)},

@@ -5,7 +5,6 @@
 environment units, into answers.safetensors.
 """
 
-import copy
 import sys
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def act(folder: Path) -> None:
     # All it draws after the first noise is for the ancestral sampler, from the global generator.
     torch.manual_seed(int(asked["seed"]))
     chunk = policy.diffusion.generate_actions(batch, noise=asked["noise"])
-    answers = {"action": postprocess(chunk), "normalised": chunk, "exact": in_double(policy, batch, asked)}
+    answers = {"action": postprocess(chunk), "normalised": chunk}
     # And the way a robot goes: frame by frame, through the queues.
     if len(asked["noise"]) == 1 and policy.config.noise_scheduler_type == "DDIM":
         policy.reset()
@@ -95,16 +94,6 @@ def act(folder: Path) -> None:
         rest = [postprocess(policy.select_action(frame)) for _ in range(policy.config.n_action_steps - 1)]
         answers["queued"] = torch.stack([first, *rest], 1)
     save_file({k: x.contiguous() for k, x in answers.items()}, folder / "answers.safetensors")
-
-
-def in_double(policy, batch, asked):
-    """The same chunk without rounding."""
-    policy = copy.deepcopy(policy).double()
-    doubled = {k: x.double() if torch.is_tensor(x) and x.is_floating_point() else x for k, x in batch.items()}
-    noise = asked["noise"].double()
-    if policy.config.noise_scheduler_type == "DDPM":  # whose further draws would be others
-        return policy.diffusion.generate_actions(doubled, noise=noise) * float("nan")
-    return policy.diffusion.generate_actions(doubled, noise=noise)
 
 
 def migrate(source: Path, target: Path) -> None:
