@@ -1,6 +1,6 @@
 """A checkpoint is a folder that needs nothing else: config.json and model.safetensors.
 
-LeRobot's folders are read in their place (policies.foreign).
+LeRobot's folders and Diffusion Policy's .ckpt files are read in their place (policies.foreign).
 
 config.json holds the schema version, the policy's resolved configuration, the task's contract (shapes, rates, simulator
 versions) and what trained it; model.safetensors the EMA weights and the normaliser. A tensor with several names is kept
@@ -26,6 +26,7 @@ from data.spec import TaskSpec
 from policies.black_box import BlackBox
 from policies.build import build_policy, normaliser_modes
 from policies.chunk_policy import ChunkPolicy
+from policies.foreign.diffusion_policy import read_diffusion_policy
 from policies.foreign.lerobot import is_lerobot, read_lerobot
 from policies.foreign.tensors import read_safetensors
 from policies.policy import Policy
@@ -129,8 +130,11 @@ def _once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def find_checkpoint(path: Path | str) -> Path:
-    """The checkpoint folder that ``path`` (a run folder, ours or LeRobot's, or the checkpoint itself) means."""
+    """The checkpoint that ``path`` (a run folder, ours or another project's, or the checkpoint itself) means."""
     path = Path(path)
+    for file in (path, path / "checkpoints" / "latest.ckpt"):
+        if file.suffix == ".ckpt" and file.is_file():
+            return file
     theirs = [path / "pretrained_model", path / "checkpoints" / "last" / "pretrained_model"]
     for folder in [path, path / "checkpoint", path / "checkpoint.old", *theirs]:
         if (folder / "config.json").exists():
@@ -145,6 +149,8 @@ def read_config(path: Path | str, features: Mapping[str, Any] | None = None) -> 
 
 def _read(folder: Path, features: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
     """config.json, and the weights where they are no file of ours."""
+    if folder.suffix == ".ckpt":
+        return read_diffusion_policy(folder, features)
     file = folder / "config.json"
     try:
         document = json.loads(file.read_text())
@@ -174,7 +180,7 @@ def load_policy(
     """A policy ready to act.
 
     Args:
-        path: a checkpoint folder, or a run folder that holds one; or LeRobot's.
+        path: a checkpoint folder, or a run folder that holds one; or LeRobot's; or a .ckpt of Diffusion Policy's.
         device: where to put it.
         overrides: options of the head that inference may change, e.g. {"n_inference_steps": 1}.
         n_action_steps: executes more or fewer actions of each chunk than in training.

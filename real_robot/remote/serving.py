@@ -248,10 +248,10 @@ def load_served(
 
 
 def checkpoint_hash(folder: Path) -> str:
-    """SHA-256 of a checkpoint's two files."""
+    """SHA-256 of a checkpoint's two files, or its only one."""
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with open(folder / name, "rb") as f:
+    for file in [folder] if folder.is_file() else [folder / "config.json", folder / "model.safetensors"]:
+        with open(file, "rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()
 

@@ -12,6 +12,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "benchmarks" / "peers"), str(REPO)]
 
 # ruff: noqa: E402
+import huggingface_hub
 import lerobot_diffusion  # noqa: F401  first: it lets torchvision's CUDA wheel be imported
 import torch
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
@@ -100,6 +101,7 @@ def migrate(source: Path, target: Path) -> None:
     """LeRobot's own way from its older generation to the newer."""
     from lerobot.processor.migrate_policy_normalization import main
 
+    huggingface_hub.RepoCard.validate = lambda *_, **__: None  # which would ask the hub
     sys.argv = ["migrate", "--pretrained-path", str(source), "--output-dir", str(target)]
     main()
 
