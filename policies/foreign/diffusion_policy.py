@@ -102,7 +102,7 @@ class _Section:
     def get(self, name: str, kind: type) -> Any:
         value = self.options.get(name)
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if not fits or (kind is int and value < 1):
+        if not fits or (isinstance(value, int) and kind is int and value < 1):
             raise DataError(f"{self.file}: {self.where}.{name}={value!r:.80} must be of type {kind.__name__}.")
         return value
 

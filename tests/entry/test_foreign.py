@@ -60,6 +60,7 @@ def test_measured(server, lerobot, tmp_path):
     assert json.loads((tmp_path / "eval.json").read_text())["execution"]["name"] == "rtc"
 
 
+@pytest.mark.slow
 def test_improved(server, lerobot, tmp_path):
     """The result needs LeRobot's folder no longer."""
     assert_refused(server.run("train.py", f"base={lerobot}", "algo=residual", NAMES), "does not say which environment")
