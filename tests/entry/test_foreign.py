@@ -65,7 +65,8 @@ def test_improved(server, lerobot, tmp_path):
     """The result needs LeRobot's folder no longer."""
     assert_refused(server.run("train.py", f"base={lerobot}", "algo=residual", NAMES), "does not say which environment")
     argv = f"""task=toy task.episode_length=6 algo=residual algo.hold=4 algo.env_steps=24 algo.learning_starts=8
-        algo.batch_size=8 algo.n_envs=1 eval.n_episodes=1 eval.n_envs=1 eval.n_videos=0 device=cpu run_dir={tmp_path / "r"}""".split()
+        algo.batch_size=8 algo.n_envs=1 eval.n_episodes=1 eval.n_envs=1 eval.n_videos=0 device=cpu
+        run_dir={tmp_path / "r"}""".split()
     done = server.run("train.py", f"base={lerobot}", NAMES, *argv)
     assert done.status == 0, done.err
     better = load_policy(tmp_path / "r")
