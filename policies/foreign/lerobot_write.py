@@ -86,6 +86,7 @@ def _misfits(policy: Policy, document: Mapping[str, Any]) -> list[str]:
         f"horizon={policy.horizon} (a multiple of {levels})": not policy.horizon % levels,
         "encoder.fusion (concat)": type(policy.encoder.fusion) is Concat,
         "encoder.language.path": not policy.encoder.unobserved,
+        "policy.prefix": policy.prefix is None,
     }
     out += [name for name, fine in checks.items() if not fine]
     rgb, states = [], []
