@@ -15,7 +15,17 @@ from data.errors import ConfigError, nearest
 
 CONFIG_DIR = Path(__file__).parent.resolve()
 # Sections that take entries which their file does not list; whoever they are for knows which there may be
-OPEN = ("cameras", "sensors", "robot", "simulator", "teleop", "recorder", "policy.overrides", "safety.limits")
+OPEN = (
+    "cameras",
+    "sensors",
+    "robot",
+    "simulator",
+    "teleop",
+    "recorder",
+    "policy.overrides",
+    "safety.limits",
+    "task.kwargs",
+)
 
 
 def groups() -> dict[str, list[str]]:

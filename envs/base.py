@@ -21,6 +21,9 @@ class StepResult(NamedTuple):
 
     ``executed`` is false where a robot did not follow the action (a person took over, it was stopped): then the episode
     was cut before this step, and nothing of the step may be learned from; ``truncated`` is true.
+
+    ``measures`` are what a task reports of this moment besides success, the same names at every step, say {"coverage":
+    0.8}. An evaluation tells their greatest and their last value in an episode; they decide nothing.
     """
 
     reward: float
@@ -28,6 +31,7 @@ class StepResult(NamedTuple):
     terminated: bool
     truncated: bool
     executed: bool = True
+    measures: dict[str, float] | None = None
 
 
 class ChunkStep(NamedTuple):

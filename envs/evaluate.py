@@ -21,7 +21,7 @@ from torch import Tensor
 from data.errors import ConfigError, ContractError
 from envs.make import is_live
 from envs.pool import EnvPool, settle_renderer
-from envs.worker import ChunkInfo, Film
+from envs.worker import ChunkInfo, Film, latest
 
 
 @dataclass
@@ -50,6 +50,7 @@ class EpisodeResult:
         latencies_ms: wall time of every call of the policy.
         digest: of the actions executed, bit for bit.
         actions: those, (length, Da).
+        measures: (greatest, last) of what the task measures besides success, see ``StepResult``.
         video: (height, width, 3) uint8 pictures, if the episode was filmed.
     """
 
@@ -61,6 +62,7 @@ class EpisodeResult:
     digest: str = ""
     actions: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False)
     video: list[np.ndarray] | None = None
+    measures: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -146,6 +148,7 @@ def _finish_chunk(result: EpisodeResult, episode: Episode, info: ChunkInfo) -> b
     result.success |= info.success
     result.episode_return += info.undiscounted
     result.length += info.n_steps
+    result.measures = latest(result.measures, info.measures)
     episode.actions.append(episode.chunk[: info.n_steps].copy())
     over = info.terminated or info.truncated
     if over:
@@ -183,7 +186,7 @@ def wilson_interval(k: int, n: int, z: float = 1.959963984540054) -> tuple[float
 
 
 def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """The JSON object that ``eval.py`` prints.
+    """The JSON object that ``eval.py`` prints; ``mean_max_X`` and ``mean_final_X`` are of each measure X of the task.
 
     Raises:
         ConfigError: no episodes.
@@ -198,7 +201,19 @@ def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "n_episodes": n,
         "mean_return": float(np.mean([r.episode_return for r in results])),
         "mean_length": float(np.mean([r.length for r in results])),
+        **_measures(results),
         "chunk_latency_ms_p50": float(np.percentile(latencies, 50)) if len(latencies) else 0.0,
         "chunk_latency_ms_p99": float(np.percentile(latencies, 99)) if len(latencies) else 0.0,
         "seeds": [r.seed for r in results],
     }
+
+
+def _measures(results: Sequence[EpisodeResult]) -> dict[str, float]:
+    names = {name: None for r in results for name in r.measures}
+    rows = {name: [r.measures[name] for r in results if name in r.measures] for name in names}
+    columns = {
+        f"{kind}_{name}": column
+        for name, row in rows.items()
+        for kind, column in zip(("max", "final"), zip(*row, strict=True), strict=True)
+    }
+    return {f"mean_{name}": float(np.mean(column)) for name, column in columns.items()}

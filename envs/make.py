@@ -13,6 +13,7 @@ from envs.base import Env
 SUITES = {
     "metaworld": "envs.metaworld:MetaWorldEnv",
     "toy": "envs.toy:ToyEnv",
+    "gymnasium": "envs.gym_env:GymEnv",
     "real": "real_robot.live.env:LiveEnv",
 }
 

@@ -35,6 +35,7 @@ class ChunkInfo(NamedTuple):
     n_steps: int
     undiscounted: float
     video: list[np.ndarray] | None  # frames of the episode that ended, if it was to be filmed
+    measures: dict[str, tuple[float, float]]  # (greatest, last) in this chunk, see ``StepResult``
 
 
 class Film(NamedTuple):
@@ -43,6 +44,13 @@ class Film(NamedTuple):
     every: int
     height: int
     width: int
+
+
+def latest(
+    before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """(greatest, last) of each measure over two stretches of an episode."""
+    return before | {name: (max(top, before.get(name, (top,))[0]), last) for name, (top, last) in after.items()}
 
 
 Windows = dict[str, np.ndarray]
@@ -107,6 +115,7 @@ class Slot:
         reward = undiscounted = 0.0
         success = terminated = truncated = False
         moments: list[Any] = []
+        measures: dict[str, tuple[float, float]] = {}
         n = 0
         if isinstance(self.env, RealTimeEnv):
             self.env.begin_chunk(chunk)
@@ -123,6 +132,7 @@ class Slot:
             moments = [*moments, self.env.capture()][-self.n_obs_steps :]
             self._film_step()
             success |= result.success
+            measures = latest(measures, {name: (value, value) for name, value in (result.measures or {}).items()})
             terminated, truncated = result.terminated, result.truncated
             if terminated or truncated:
                 break
@@ -137,7 +147,7 @@ class Slot:
                 self._begin(next_seed, None)
         self._write(self._obs)
         discount = self.gamma**n * (not terminated)
-        return ChunkInfo(reward, discount, terminated, truncated, success, n, undiscounted, video)
+        return ChunkInfo(reward, discount, terminated, truncated, success, n, undiscounted, video, measures)
 
     def _begin(self, seed: int, film: Film | None) -> None:
         first = self.env.reset(seed)

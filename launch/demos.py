@@ -28,10 +28,13 @@ from launch.terminal import Bar
 
 def env_args_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What ``make_env`` needs: the task's options and the observation keys."""
-    cameras = config["task"].get("cameras", [])
+    cameras = config["task"].get("cameras")
     keys: list[str] = []
     for key in config["obs"]["keys"]:
-        keys += [f"{key}_{camera}" for camera in cameras] if key in ("rgb", "depth") else [key]
+        if key in ("rgb", "depth") and cameras is not None:  # otherwise the task knows what they stand for
+            keys += [f"{key}_{camera}" for camera in cameras]
+        else:
+            keys.append(key)
     return {**config["task"], "obs": keys}
 
 
