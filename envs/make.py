@@ -14,6 +14,7 @@ SUITES = {
     "metaworld": "envs.metaworld:MetaWorldEnv",
     "toy": "envs.toy:ToyEnv",
     "gymnasium": "envs.gym_env:GymEnv",
+    "pusht": "envs.pusht:PushTEnv",
     "real": "real_robot.live.env:LiveEnv",
 }
 
