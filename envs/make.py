@@ -15,6 +15,7 @@ SUITES = {
     "toy": "envs.toy:ToyEnv",
     "gymnasium": "envs.gym_env:GymEnv",
     "pusht": "envs.pusht:PushTEnv",
+    "robomimic": "envs.robosuite_env:RobosuiteEnv",
     "real": "real_robot.live.env:LiveEnv",
 }
 

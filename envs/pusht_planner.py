@@ -160,7 +160,7 @@ class PushPlanner:
                 poses = self._slide(begin, heading, pose)
                 error = self.error(poses)
                 best = int(error.argmin())
-                if CLOSE > error[best]:  # within a few pixels the corners' distance is not the last word
+                if error[best] < CLOSE:  # within a few pixels the corners' distance is not the last word
                     near = np.flatnonzero(error < error[best] + 1.5)
                     best = int(near[self.coverage(poses[near]).argmax()])
                 if best > 0:

@@ -90,5 +90,5 @@ def test_the_planner_nearly_always_succeeds():
 
 def test_what_it_does_not_have_is_named():
     for bad in ({"obs": ["stat"]}, {"reward": "some"}, {"name": "pushl"}):
-        with pytest.raises(ConfigError, match="state|sparse|pusht"):
+        with pytest.raises(ConfigError, match=r"state|sparse|pusht"):
             make_env({**PUSHT, **bad})
