@@ -18,9 +18,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from data.errors import ConfigError, ContractError, nearest
+from data.errors import ConfigError, ContractError, DeftError, nearest
 from data.spec import FieldSpec, TaskSpec
 from envs.base import Frame, StepResult, check_action
+from envs.gym_spaces import flatten, items, kind
 
 SUCCESS_KEYS = ("is_success", "success")
 
@@ -92,7 +93,7 @@ class GymEnv:
         if self._env.spec is None or self._env.spec.max_episode_steps is None:
             self.close()
             raise ConfigError(f"{id} is registered without a time limit: say task.episode_length=N.")
-        self._boxes = _flatten(self._env.observation_space)
+        self._boxes = flatten(self._env.observation_space)
         self._parts = self._choose(obs)
         self._low, self._high = self._limits(action_low, action_high)
         self._even = np.ptp(self._low) == 0 and np.ptp(self._high) == 0
@@ -211,12 +212,12 @@ class GymEnv:
 
     def _choose(self, wanted: Sequence[str]) -> dict[str, list[str]]:
         """Which boxes make up each observation."""
-        vectors = [n for n, s in self._boxes.items() if _kind(s) == "state"]
-        pictures = [n for n, s in self._boxes.items() if _kind(s) == "rgb"]
+        vectors = [n for n, s in self._boxes.items() if kind(s) == "state"]
+        pictures = [n for n, s in self._boxes.items() if kind(s) == "rgb"]
         chosen: dict[str, list[str]] = {}
         for key in wanted:
             if key in self._boxes:
-                if _kind(self._boxes[key]) is None:
+                if kind(self._boxes[key]) is None:
                     raise ConfigError(
                         f"{self.id}: observation '{key}' is {self._boxes[key]}; only boxes that are vectors (D,) or "
                         "uint8 pictures (H, W, 3) are understood. A gymnasium wrapper can make it one."
@@ -237,7 +238,7 @@ class GymEnv:
     def _field(self, names: list[str]) -> FieldSpec:
         shape = self._boxes[names[0]].shape
         assert shape is not None
-        if _kind(self._boxes[names[0]]) == "rgb":
+        if kind(self._boxes[names[0]]) == "rgb":
             return FieldSpec(tuple(shape), "uint8", "rgb")
         return FieldSpec((sum(math.prod(self._boxes[n].shape or ()) for n in names),), "float32", "state")
 
@@ -261,7 +262,7 @@ class GymEnv:
 
     def _see(self, raw: Any) -> None:
         needed = {name for names in self._parts.values() for name in names}
-        self._now = {name: np.array(value) for name, value in _items(raw, self._boxes) if name in needed}
+        self._now = {name: np.array(value) for name, value in items(raw, self._boxes) if name in needed}
 
     def _success(self, over: bool) -> bool:
         if self._wanted is not None:
@@ -284,10 +285,16 @@ class GymEnv:
 
     def _look(self) -> None:
         """One step: whether success is told, measures are there, and the seed is all that an episode depends on."""
-        frames = []
-        for _ in range(2):
-            frames.append(self.reset(0))
-            self.step(np.full(self.spec.action.shape, (self.spec.action_low + self.spec.action_high) / 2))
+        frames, middle = [], (self.spec.action_low + self.spec.action_high) / 2
+        try:
+            for _ in range(2):
+                frames.append(self.reset(0))
+                self.step(np.full(self.spec.action.shape, middle))
+        except DeftError:
+            raise
+        except Exception as e:
+            gl = " Set MUJOCO_GL=egl or osmesa, whichever this machine has." if "GL" in str(e) else ""
+            raise ConfigError(f"{self.id} fails at its first step: {type(e).__name__}: {e}.{gl}") from e
         if self._wanted is None and self._key is None and not self._told:
             threshold = getattr(self._env.spec, "reward_threshold", None)
             hint = f" (registered reward_threshold: {threshold})" if threshold is not None else ""
@@ -303,32 +310,6 @@ class GymEnv:
                 if not self._rebuild
                 else f"{self.id} does not follow its seed, not even when made anew: seed it fully in its reset."
             )
-
-
-def _kind(space: spaces.Space) -> str | None:
-    """state, rgb, or None for what is not understood."""
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype or object, np.number):
-        return None
-    if len(space.shape) == 3 and space.shape[2] == 3 and space.dtype == np.uint8:
-        return "rgb"
-    return "state" if len(space.shape) == 1 else None
-
-
-def _flatten(space: spaces.Space, prefix: str = "") -> dict[str, spaces.Space]:
-    """Leaves of an observation space by dotted name; a space without names is "state" or "rgb", or "obs"."""
-    if isinstance(space, spaces.Dict):
-        out: dict[str, spaces.Space] = {}
-        for key, inner in space.spaces.items():
-            out |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
-        return out
-    return {prefix or _kind(space) or "obs": space}
-
-
-def _items(raw: Any, boxes: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted name, value) of an observation."""
-    if isinstance(raw, Mapping):
-        return [item for key, v in raw.items() for item in _items(v, boxes, f"{prefix}.{key}" if prefix else str(key))]
-    return [(prefix or next(iter(boxes)), raw)]
 
 
 def _import(module: str) -> None:

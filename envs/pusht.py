@@ -3,6 +3,9 @@
 Success is a coverage of the goal above 0.95, as in gym-pusht; coverage itself is reported as a measure beside it.
 """
 
+# An extra, which a type checker may not find.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -72,7 +75,7 @@ class PushTEnv:
             raise ConfigError(f"There is one PushT: task.name=pusht, not '{name}'.")
         self._physics = Physics(obs_type="state")
         self._physics.reset(seed=0)
-        self._canvas: Physics | None = None
+        self._canvas: Any = None
         self._planner: PushPlanner | None = None
         self._dense, self._terminate, self._length = reward == "dense", terminate_on_success, episode_length
         self.spec = TaskSpec(
@@ -149,14 +152,16 @@ class PushTEnv:
     def _posed(self, moment: _Moment) -> Physics:
         """Another world in which things stand as they did; posing this one would change its last digits."""
         if self._canvas is None:
-            self._canvas = Physics(obs_type="state")
-            self._canvas.reset(seed=0)
-        self._canvas.agent.position = moment.agent
-        self._canvas.block.angle = moment.pose[2]
-        self._canvas.block.position = moment.pose[:2]
-        self._canvas.space.reindex_shapes_for_body(self._canvas.agent)
-        self._canvas.space.reindex_shapes_for_body(self._canvas.block)
-        return self._canvas
+            canvas = Physics(obs_type="state")
+            canvas.reset(seed=0)
+            self._canvas = canvas
+        canvas = self._canvas
+        canvas.agent.position = moment.agent
+        canvas.block.angle = moment.pose[2]
+        canvas.block.position = moment.pose[:2]
+        canvas.space.reindex_shapes_for_body(canvas.agent)
+        canvas.space.reindex_shapes_for_body(canvas.block)
+        return canvas
 
     def _picture(self, moment: _Moment, height: int, width: int) -> np.ndarray:
         canvas = self._posed(moment)

@@ -6,6 +6,9 @@ Every push of a fixed list is tried in the copy, the best of them are continued 
 first push of the best pair is carried out: around the block without touching it, along the push, and back a little.
 """
 
+# An extra, which a type checker may not find.
+# pyright: reportMissingImports=false, reportMissingModuleSource=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

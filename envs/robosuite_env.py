@@ -5,8 +5,8 @@ come from Deft's renderer, so that no GL is needed. What robosuite draws while i
 drawn once and the same in all episodes; poses are drawn by their seeds.
 """
 
-# MuJoCo and robosuite have no stubs.
-# pyright: reportAttributeAccessIssue=false
+# MuJoCo and robosuite have no stubs, and robosuite is an extra.
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
 
 from __future__ import annotations
 

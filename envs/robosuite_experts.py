@@ -150,14 +150,26 @@ def square(expert: Expert) -> Iterator[Goal]:
         peg, _ = expert.body("peg1")
         for height, within in ((0.2, 0.02), (0.16, 0.004), (0.14, 0.004), (0.02, 0.02)):
             nut, nut_yaw = expert.body("SquareNut_main")
-            turn = (wrapped(-nut_yaw) + np.pi / 4) % (np.pi / 2) - np.pi / 4  # the hole fits in four ways
-            c, s = np.cos(turn), np.sin(turn)
-            arm = np.array([[c, -s], [s, c]]) @ (expert.hand - nut)[:2]
+            turn, arm = _fitting_turn(nut_yaw, (expert.hand - nut)[:2])
             target = np.array([*(peg[:2] + arm), peg[2] + height])
             yield Goal(target, wrapped(expert.yaw + turn), CLOSED, within=within, at_least=3)
         here = expert.hand
         yield Goal(here, None, OPEN, at_least=5, at_most=5)
         yield Goal(here + up(0.15), None, OPEN, within=0.03)
+
+
+def _fitting_turn(nut_yaw: float, arm: np.ndarray) -> tuple[float, np.ndarray]:
+    """How far to turn the nut so that its hole fits the peg, and the way (2,) from nut to hand then.
+
+    It fits in four ways; beyond the peg the hand is hardly in reach.
+    """
+    least = (wrapped(-nut_yaw) + np.pi / 4) % (np.pi / 2) - np.pi / 4
+    ways = []
+    for turn in (least - np.pi / 2, least, least + np.pi / 2):
+        c, s = np.cos(turn), np.sin(turn)
+        turned = np.array([[c, -s], [s, c]]) @ arm
+        ways.append((abs(turn) + 60.0 * max(0.0, turned[0] - 0.01), turn, turned))
+    return min(ways, key=lambda way: way[0])[1:]
 
 
 EXPERTS: dict[str, Callable[[Any], Expert]] = {
