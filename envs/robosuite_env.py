@@ -27,15 +27,17 @@ from envs.raytree import rebuild_mesh_trees
 from envs.render import SceneRenderer, backend
 from envs.robosuite_controllers import controller_of
 
-logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it tells of every controller file it opens
 try:
+    logging.disable(logging.WARNING)  # macros nobody has set, robots nobody asked for
     import robosuite
 
     from envs.robosuite_experts import EXPERTS
 except ImportError as e:
-    raise ConfigError(
-        f"task=robomimic needs robosuite, which cannot be imported ({e}): pip install 'deft[robosuite]'."
-    ) from e
+    told = f"task=robomimic needs robosuite, which cannot be imported ({e}): pip install 'deft[robosuite]'."
+    raise ConfigError(told) from e
+finally:
+    logging.disable(logging.NOTSET)
+logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it tells of every controller file it opens
 
 TASKS = {  # robomimic's: robosuite's name, number of arms, time-out
     "lift": ("Lift", 1, 400),
