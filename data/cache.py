@@ -1,7 +1,8 @@
 """Rows of a store at random, under a byte budget.
 
 What fits the budget is held in memory (or on the accelerator). What does not is decoded once into a flat file beside
-the store and read from there row by row, so training touches neither codecs nor more memory than its batches.
+the store and read from there row by row, so training touches neither codecs nor more memory than its batches. Video is
+left as it is (decoded, it would fill a disk): windows are decoded from it, and the rest of the budget keeps frames.
 
 The file is read with ``pread`` and not through ``mmap``: pages of a mapping count as resident until they are given
 back, and a gather faults them in one small piece at a time. Measured on random windows of two 240x320 images, 64 a
@@ -113,6 +114,40 @@ class FileRows:
             into, offset = into[got:], offset + got
 
 
+class DecodedRows:
+    """Rows decoded where they lie (video); those that were seen first stay in memory, as many as the budget allows.
+
+    Training draws every row once an epoch, in an order of its own each time: no row is likelier to be asked for again
+    than another, so none gives way to another.
+    """
+
+    def __init__(self, store: Episodes, key: str, rows: np.ndarray, device: torch.device, budget: int) -> None:
+        """``rows`` maps packed rows to rows of the store; ``budget`` is in bytes."""
+        self._array, self._rows, self._device = store.array(key), rows, device
+        n = min(len(rows), budget // decoded_bytes(store, key, 1))
+        self._kept = np.empty((n, *store.shape(key)), self._array.dtype)
+        self._slot = np.full(len(rows), -1, np.int64)
+        self._used = 0
+
+    def take(self, rows: Int64[Tensor, " n"]) -> Shaped[Tensor, "n ..."]:
+        """``rows`` (on the CPU) as (n, *shape) on the device."""
+        at = rows.numpy()
+        dtype = torch.from_numpy(self._kept[:0]).dtype
+        out = torch.empty((len(at), *self._kept.shape[1:]), dtype=dtype, pin_memory=self._device.type == "cuda")
+        view, slot = out.numpy(), self._slot[at]
+        have = slot >= 0
+        view[have] = self._kept[slot[have]]
+        new, back = np.unique(at[~have], return_inverse=True)
+        if len(new):
+            decoded = self._array.gather(self._rows[new])
+            view[~have] = decoded[back]
+            n = min(len(new), len(self._kept) - self._used)
+            self._kept[self._used : self._used + n] = decoded[:n]
+            self._slot[new[:n]] = np.arange(self._used, self._used + n)
+            self._used += n
+        return out.to(self._device, non_blocking=True)
+
+
 def _own_file(store: Episodes, key: str) -> tuple[Path, np.ndarray] | None:
     """(file, offset of each row), where no cache is needed."""
     rows = store.array(key)
@@ -188,20 +223,28 @@ def load_rows(
     device: torch.device,
     budget: int,
     cache_dir: Path | None,
-) -> dict[str, MemoryRows | FileRows]:
-    """Rows of every key, packed over ``episodes``: in memory, smallest first, while ``budget`` lasts; else on file.
+) -> dict[str, MemoryRows | FileRows | DecodedRows]:
+    """Rows of every key, packed over ``episodes``: in memory, smallest first, while ``budget`` lasts; else on file, or
+    decoded from video with what is left of the budget for frames.
 
     Args:
         cache_dir: for the decoded files; None puts them in a folder beside the store.
     """
-    n = sum(b - a for a, b in store.runs(episodes))
-    out: dict[str, MemoryRows | FileRows] = {}
+    runs = store.runs(episodes)
+    n = sum(b - a for a, b in runs)
+    out: dict[str, MemoryRows | FileRows | DecodedRows] = {}
+    sought = []
     for key in sorted(keys, key=lambda k: decoded_bytes(store, k, n)):
         size = decoded_bytes(store, key, n)
         if size <= budget:
             out[key] = MemoryRows(store, key, episodes, device)
             budget -= size
+        elif store.array(key).seekable:
+            sought.append(key)
         else:
-            rows = np.concatenate([np.arange(a, b) for a, b in store.runs(episodes)])
+            rows = np.concatenate([np.arange(a, b) for a, b in runs])
             out[key] = FileRows(store, key, rows, device, cache_dir or default_cache_dir(store.path))
+    for key in sought:
+        rows = np.concatenate([np.arange(a, b) for a, b in runs])
+        out[key] = DecodedRows(store, key, rows, device, budget // len(sought))
     return out

@@ -9,6 +9,7 @@ from typing import Any
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError
 from data.formats.diffusion_policy import DiffusionPolicyEpisodes
+from data.formats.lerobot import LeRobotEpisodes, is_lerobot
 from data.formats.robomimic import RobomimicEpisodes, is_hdf5
 from data.source import Episodes
 from data.view import View, masked
@@ -24,7 +25,8 @@ def open_episodes(
     """A data set, read-only and in place; its format is told by its content, not by its name.
 
     Args:
-        path: Deft's zarr; Diffusion Policy's or UMI's, as a directory, a .zip or a folder in one; robomimic's HDF5.
+        path: Deft's zarr; Diffusion Policy's or UMI's, as a directory, a .zip or a folder in one; robomimic's HDF5;
+            LeRobot's folder.
         keys: {name here: key there, or several whose vectors are joined}, such as {"state": ["robot0_eef_pos",
             "object"], "action": "actions_abs"}; all other keys keep their names.
         hz: actions per second, where the format does not say.
@@ -53,6 +55,8 @@ def open_with(path: str | Path, options: Mapping[str, Any]) -> Episodes:
 
 
 def _open(path: Path) -> Episodes:
+    if is_lerobot(path):
+        return LeRobotEpisodes(path)
     if path.is_file() and is_hdf5(path):
         return RobomimicEpisodes(path)
     if path.is_file() and path.suffix.lower() in (".hdf5", ".h5"):

@@ -44,7 +44,7 @@ class Picked(Rows):
     """Some row ranges of an array, one after the other."""
 
     def __init__(self, rows: Rows, runs: Sequence[tuple[int, int]]) -> None:
-        self.name, self.dtype, self._rows = rows.name, rows.dtype, rows
+        self.name, self.dtype, self._rows, self.seekable = rows.name, rows.dtype, rows, rows.seekable
         self._runs = np.array(runs, np.int64).reshape(-1, 2)
         self._ends = np.cumsum(self._runs[:, 1] - self._runs[:, 0])
         self.shape = (int(self._ends[-1]) if len(self._ends) else 0, *rows.shape[1:])
