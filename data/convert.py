@@ -13,6 +13,7 @@ import numpy as np
 from data.command import READING, READING_HELP, Bar, options, run_command
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError, nearest
+from data.formats.lerobot_write import DEFAULTS, LeRobotOptions, write_lerobot
 from data.formats.robomimic_write import write_robomimic
 from data.merged import Merged
 from data.opening import open_with
@@ -20,8 +21,8 @@ from data.source import Episodes
 from data.view import View
 from data.zarr_write import file_lock
 
-FORMATS = ("deft", "dp", "robomimic")
-USAGE = f"""python -m data.convert SRC [SRC ...] out=DST [format=deft|dp|robomimic] [episodes=0-9,12] [key=value ...]
+FORMATS = ("deft", "dp", "robomimic", "lerobot")
+USAGE = f"""python -m data.convert SRC [SRC ...] out=DST [format=deft|dp|robomimic|lerobot] [key=value ...]
 
 Copies data sets of any format, one after the other, into a new one. The result appears under its name when it is
 complete; a conversion that was interrupted leaves nothing there, and starts anew when it is called again.
@@ -32,13 +33,22 @@ Options (key=value):
                    deft        zarr v2 directory in Diffusion Policy's layout, with our metadata
                    dp          the same, and a zip file of it where the name ends in .zip: replay_buffer.zarr.zip
                    robomimic   HDF5, as robomimic's SequenceDataset reads it
+                   lerobot     a folder, as LeRobotDataset reads it
+  version: v3.0  of LeRobot's layout: v3.0, v2.1
+  pictures: h264 in LeRobot's layout: h264 or av1 video, or png (lossless, in the parquet files)
   episodes: null some only, by their numbers in SRC: 0-9,12
   split: null    0.1: two data sets, DST-train and DST-valid (before the suffix), a tenth of the episodes in the latter
   seed: 0        of the split
 {READING_HELP}"""
 
 
-def convert(source: Episodes, out: Path, format: str, progress: Callable[[int], None] = lambda done: None) -> None:
+def convert(
+    source: Episodes,
+    out: Path,
+    format: str,
+    progress: Callable[[int], None] = lambda done: None,
+    lerobot: LeRobotOptions = DEFAULTS,
+) -> None:
     """Writes ``source`` to ``out``, which appears there complete or not at all.
 
     Raises:
@@ -55,6 +65,8 @@ def convert(source: Episodes, out: Path, format: str, progress: Callable[[int], 
         try:
             if format == "robomimic":
                 write_robomimic(source, draft, progress)
+            elif format == "lerobot":
+                write_lerobot(source, draft, progress, lerobot)
             else:
                 _write_store(source, draft, progress)
                 if out.suffix == ".zip":
@@ -134,7 +146,16 @@ def _parts(source: Episodes, out: Path, fraction: float | None, seed: int) -> li
 def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
     paths = [w for w in argv if "=" not in w]
-    defaults = {"out": None, "format": None, "episodes": None, "split": None, "seed": 0, **READING}
+    defaults = {
+        "out": None,
+        "format": None,
+        "episodes": None,
+        "split": None,
+        "seed": 0,
+        "version": "v3.0",
+        "pictures": "h264",
+        **READING,
+    }
     given = options([w for w in argv if "=" in w], defaults)
     if not paths or not isinstance(given["out"], str):
         raise ConfigError("What into what? python -m data.convert SRC out=DST")
@@ -142,9 +163,10 @@ def main(argv: Sequence[str]) -> int:
     source = sources[0] if len(sources) == 1 else Merged(sources)
     if given["episodes"] is not None:
         source = View(source, episodes=_numbers(str(given["episodes"])))
-    out = Path(given["out"])
+    out, lerobot = Path(given["out"]), LeRobotOptions(given["version"], given["pictures"])
     for part, path in _parts(source, out, given["split"], given["seed"]):
-        convert(part, path, _format_of(path, given["format"]), Bar(f"writing {path}", part.n_episodes).update)
+        bar = Bar(f"writing {path}", part.n_episodes)
+        convert(part, path, _format_of(path, given["format"]), bar.update, lerobot)
     return 0
 
 

@@ -16,7 +16,8 @@ from data.survey import Survey, size_on_disk, survey
 USAGE = f"""python -m data.info PATH [json=true] [key=value ...]
 
 Episodes, lengths, rate, arrays with their ranges, size, and what is wrong with them (told in full by data.check).
-PATH is a data set of any format: Deft's, Diffusion Policy's or UMI's zarr (directory or .zip), robomimic's HDF5.
+PATH is a data set of any format: Deft's, Diffusion Policy's or UMI's zarr (directory or .zip), robomimic's HDF5,
+LeRobot's folder (v2.0, v2.1, v3.0).
 
 Options (key=value):
   json: false    one JSON object instead

@@ -6,9 +6,9 @@
     timestamp, task_index             -> extras of the same name; the tasks' texts are attrs["tasks"]
     anything else                     -> an extra of the same name; texts are not shown
 
-``frame_index``, ``episode_index`` and ``index`` follow from the episodes. The rate is ``fps``. ``splits`` other than that of
-all episodes are masks. What the format does not say is as ``data.guess`` has it. Data sets that Deft wrote also hold our
-own metadata (``deft`` in info.json).
+``frame_index``, ``episode_index`` and ``index`` follow from the episodes. The rate is ``fps``. ``splits`` that do not
+hold every episode are masks. What the format does not say is as ``data.guess`` has it. Data sets that Deft wrote also
+hold our own metadata (``deft`` in info.json).
 
 Read with pyarrow and PyAV (extra "lerobot").
 """
@@ -103,9 +103,7 @@ class LeRobotEpisodes(Episodes):
             times = np.repeat(starts, np.diff(outline.ends, prepend=0)) + self._stamps
             return VideoRows(key, files, outline.ends, times, shape, outline.fps)
         if not _NUMBERS.fullmatch(feature.dtype):
-            raise DataError(
-                f"{self.path / INFO}: feature '{feature.name}' has the dtype '{feature.dtype}', which Deft does not know."
-            )
+            raise DataError(f"{self.path / INFO}: feature '{feature.name}' has an unknown dtype, '{feature.dtype}'.")
         bare = feature.shape == (1,) and (feature.name in _SCALARS or key in ours.get("scalars", ()))
         shape = () if bare else feature.shape
         if feature.name in ("frame_index", "episode_index", "index"):

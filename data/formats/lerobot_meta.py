@@ -76,8 +76,8 @@ def read_outline(path: Path) -> Outline:
     version = info.get("codebase_version")
     if version not in VERSIONS:
         raise DataError(
-            f"{path / INFO}: codebase_version is {version!r}; this Deft reads {', '.join(VERSIONS)}. Convert older data "
-            "sets with LeRobot's own scripts."
+            f"{path / INFO}: codebase_version is {version!r}; this Deft reads {', '.join(VERSIONS)}. Convert older "
+            "data sets with LeRobot's own scripts."
         )
     features, fps = _features(path, info), info.get("fps")
     if not isinstance(fps, (int, float)) or not 0 < fps < 1e6:
@@ -134,8 +134,9 @@ def _features(path: Path, info: dict[str, Any]) -> dict[str, Feature]:
     if not isinstance(found, dict) or not found:
         raise DataError(f"{path / INFO}: no features; expected {{name: {{dtype, shape}}}}.")
     for name, feature in found.items():
-        shape = feature.get("shape") if isinstance(feature, dict) else None
-        fits = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+        given = feature.get("shape") if isinstance(feature, dict) else None
+        shape: list[int] = given if isinstance(given, list) else []
+        fits = bool(shape) and all(type(n) is int and n > 0 for n in shape)
         if not _FEATURE.fullmatch(name) or not fits or not isinstance(feature.get("dtype"), str):
             raise DataError(
                 f"{path / INFO}: feature {name!r} is {str(feature)[:120]}; expected {{dtype: ..., shape: [...]}} and a "

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,7 @@ class VideoRows(Rows):
         else:  # neighbours stay together
             n = min(len(cuts) + 1, 2 * workers._max_workers)
             bounds = [0, *(int(c) for c in cuts[np.arange(1, n) * (len(cuts) + 1) // n - 1]), len(wanted)]
-            parts = [
-                workers.submit(self._decode, wanted[a:b], out[a:b])
-                for a, b in zip(bounds, bounds[1:], strict=False)
-                if b > a
-            ]
+            parts = [workers.submit(self._decode, wanted[a:b], out[a:b]) for a, b in pairwise(bounds) if b > a]
             for part in parts:
                 part.result()
         return out if np.array_equal(back, np.arange(len(wanted))) else out[back]
