@@ -55,7 +55,9 @@ class LeRobotEpisodes(Episodes):
         self._check_order(outline)
         self._arrays: dict[str, Rows] = {}
         observed = []
-        for name, key in _shown(list(outline.features), ours.get("names")).items():
+        derived = ours.get("derived", ())  # what LeRobot wants and the source did not have
+        names = [n for n in outline.features if n not in derived]
+        for name, key in _shown(names, ours.get("names")).items():
             rows = self._rows(outline, outline.features[name], key, ours)
             if rows is not None:
                 self._arrays[key] = rows
@@ -134,8 +136,6 @@ class LeRobotEpisodes(Episodes):
 
     def _read_ours(self, ours: dict[str, Any]) -> None:
         self.task = checks.read_task(self.path, ours)
-        for key in ours.get("derived", ()):  # what LeRobot wants and the source did not have
-            self._arrays.pop(key, None)
         skip = ("task", "names", "scalars", "derived")
         self.attrs = {k: v for k, v in ours.items() if k not in skip}
         if self.task is not None:

@@ -1,6 +1,6 @@
 """Statistics as LeRobot keeps them: of each episode and of the whole, by which its policies normalise.
 
-{feature: {min, max, mean, std, count, q01, q10, q50, q90, q99}}: of numbers shaped like a step, of pictures (3, 1, 1),
+{feature: {min, max, mean, std, count, q01, q10, q50, q90, q99}}: of numbers along the last axis, of pictures (3, 1, 1),
 in [0, 1]. Over several episodes, means and quantiles are averages weighted by count, as LeRobot joins them.
 """
 
@@ -16,9 +16,9 @@ Stats = dict[str, np.ndarray]
 
 
 def of_numbers(rows: np.ndarray) -> Stats:
-    """(T, *shape), shape () as (1,)."""
-    x = rows.reshape(len(rows), *(rows.shape[1:] or (1,))).astype(np.float64)
-    out = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0), "count": np.array([len(x)])}
+    """(T, *shape): along the last axis of a step, as LeRobot has them; count is T."""
+    x = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1).astype(np.float64)
+    out = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0), "count": np.array([len(rows)])}
     return out | {q: np.quantile(x, share, axis=0) for q, share in QUANTILES.items()}
 
 
