@@ -1,6 +1,7 @@
 """LeRobot's data sets (v2.0, v2.1, v3.0), read in place, without lerobot: parquet with video or pictures.
 
-    observation.<key>                 -> <key>: "observation.state" is "state", "observation.images.top" "images.top"
+    observation.images.<camera>       -> rgb_<camera>; observation.image -> rgb
+    observation.<key>                 -> <key>, dots as underscores: "observation.state" is "state"
     action                            -> action
     next.reward, next.done, next.success -> reward, done, success
     timestamp, task_index             -> extras of the same name; the tasks' texts are attrs["tasks"]
@@ -56,8 +57,8 @@ class LeRobotEpisodes(Episodes):
         self._arrays: dict[str, Rows] = {}
         observed = []
         derived = ours.get("derived", ())  # what LeRobot wants and the source did not have
-        names = [n for n in outline.features if n not in derived]
-        for name, key in _shown(names, ours.get("names")).items():
+        features = {n: f for n, f in outline.features.items() if n not in derived}
+        for name, key in _shown(features, ours.get("names")).items():
             rows = self._rows(outline, outline.features[name], key, ours)
             if rows is not None:
                 self._arrays[key] = rows
@@ -142,11 +143,22 @@ class LeRobotEpisodes(Episodes):
             checks.check_arrays(self.path, self.task, self._outline())
 
 
-def _shown(names: list[str], ours: Any) -> dict[str, str]:
-    """{feature: key}; a key that two would have keeps its prefix the second time."""
+def _shown(features: dict[str, Feature], ours: Any) -> dict[str, str]:
+    """{feature: key}; the second of two that would have one key is shown under its whole name."""
     out: dict[str, str] = {}
-    for name in names:
-        key = ours.get(name) if isinstance(ours, dict) else RENAMED.get(name) or name.removeprefix("observation.")
+    for name, feature in features.items():
+        key = ours.get(name) if isinstance(ours, dict) else _key(name, feature)
         key = key if isinstance(key, str) and key and "/" not in key else name
-        out[name] = name if key in out.values() or (key != name and key in names) else key
+        out[name] = name if key in out.values() or (key != name and key in features) else key
     return out
+
+
+def _key(name: str, feature: Feature) -> str:
+    bare = name.removeprefix("observation.")
+    if bare == name:
+        return RENAMED.get(name, name)
+    if feature.dtype in ("video", "image"):
+        head, dot, camera = bare.partition(".")
+        if head in ("image", "images"):
+            bare = f"rgb_{camera}" if dot else "rgb"
+    return bare.replace(".", "_")  # a network's parts cannot have dots in their names

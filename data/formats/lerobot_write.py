@@ -1,9 +1,9 @@
 """Data sets in LeRobot's layout, v3.0 or v2.1, which ``LeRobotDataset`` opens as its own.
 
-Observations are written as ``observation.<key>`` (pictures ``observation.images.<key>``), "reward", "done" and
-"success" as ``next.<key>``, all else under its name. What LeRobot wants and the source does not have is derived, and
-known as such when Deft reads it again: ``timestamp`` is step / fps, and without texts in attrs["tasks"] the only task
-is the source's name.
+Observations are written as ``observation.<key>``, pictures "rgb_<camera>" as ``observation.images.<camera>``, "reward",
+"done" and "success" as ``next.<key>``, all else under its name. What LeRobot wants and the source does not have is
+derived, and known as such when Deft reads it again: ``timestamp`` is step / fps, and without texts in attrs["tasks"] the
+only task is the source's name.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ class _Plan:
 
     def _name(self, key: str) -> str:
         if key in self.task.obs:
-            return f"observation.{'images.' if self.is_picture(key) and not key.startswith('image') else ''}{key}"
+            if self.is_picture(key):
+                return "observation.image" if key == "rgb" else f"observation.images.{key.removeprefix('rgb_')}"
+            return f"observation.{key}"
         if key in _NEXT and self.source.shape(key) == ():
             return _NEXT[key]
         return f"extra.{key}" if key in _COUNTED or key.startswith(("observation.", "next.")) else key

@@ -74,7 +74,7 @@ BROKEN = {
     "width": (info(data_path="data/{file_index:99999999d}"), "data_path is .*expected the pattern"),
     "slash": (info(features={"../x": {"dtype": "float32", "shape": [1]}}), r"feature '\.\./x' is"),
     "dtype": (feature("action", dtype="complex64"), r"'action' has an unknown dtype, 'complex64'"),
-    "other dtype": (feature("action", dtype="int64"), r"file-000\.parquet: column 'action' is float32; info\.json says int"),
+    "other dtype": (feature("action", dtype="int64"), r"column 'action' is float32; .* says int64"),
     "shape": (feature("action", shape=[3]), r"column 'action' holds \d+ values in row group 0, expected"),
     "huge": (feature("action", shape=[10**6, 10**6]), r"feature 'action' claims 1\.0e\+12 numbers a step"),
     "grey": (feature(CAMERAS[0], shape=[48, 64, 1]), r"pictures 'observation\.images\.top' are \(48, 64, 1\)"),
@@ -119,8 +119,8 @@ def test_a_wrong_data_set_is_refused(root, case):
 VIDEOS = {
     "half-written": (cut(TOP, 0.6), r"file-000\.mp4 (cannot be (opened|decoded)|has no frame at)"),
     "empty": (cut(TOP, 0.0), r"file-000\.mp4 cannot be opened as a video"),
-    "shorter": (lambda root: video(root / TOP, pictures(20, 0)), r"lasts 2\.00 s, but its episodes need .* at 2\.30"),
-    "other size": (lambda root: video(root / TOP, pictures(24, 0, (64, 64))), "shows 64x64 pictures; info.json says 64x48"),
+    "shorter": (lambda root: video(root / TOP, pictures(20, 0)), r"lasts 2\.00 s, .* at 2\.30"),
+    "other size": (lambda root: video(root / TOP, pictures(24, 0, (64, 64))), "shows 64x64 pictures; .* says 64x48"),
     "other rate": (lambda root: video(root / TOP, pictures(24, 0), 7), r"file-000\.mp4 has no frame at 0\.100 s"),
     "no pictures": (lambda root: (root / TOP).write_bytes((root / DATA).read_bytes()), "cannot be opened as a video"),
 }  # fmt: skip
@@ -132,7 +132,7 @@ def test_a_wrong_video_is_found(root, case):
     damage(root)
     source = open_episodes(root)
     with pytest.raises(DataError, match=match) as told:
-        source.array("images.top")[:]
+        source.array("rgb_top")[:]
     assert str(root) in str(told.value)
     found = survey(open_episodes(root)).problems
     assert found
@@ -154,7 +154,7 @@ def test_pictures_in_parquet(tmp_path):
     key = f"{CAMERAS[0]}"
     good = pq.read_table(tmp_path / "x" / DATA).column(key).to_pylist()
     np.testing.assert_array_equal(
-        open_episodes(tmp_path / "x").array("images.top")[:], open_episodes(tmp_path / "cubes").array("images.top")[:]
+        open_episodes(tmp_path / "x").array("rgb_top")[:], open_episodes(tmp_path / "cubes").array("rgb_top")[:]
     )
     for bad, match in (
         ({"bytes": good[3]["bytes"][:60], "path": None}, "picture 3 of column .* cannot be decoded"),
@@ -164,14 +164,14 @@ def test_pictures_in_parquet(tmp_path):
     ):
         column(DATA, key, pa.array([*good[:3], bad, *good[4:]]))(tmp_path / "x")
         with pytest.raises(DataError, match=match):
-            open_episodes(tmp_path / "x").array("images.top")[:]
+            open_episodes(tmp_path / "x").array("rgb_top")[:]
 
 
 def test_what_is_not_installed(root, monkeypatch):
     source = open_episodes(root)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match=r"is a video; it needs PyAV: pip install 'deft\[lerobot\]'"):
-        source.array("images.top")[0]
+        source.array("rgb_top")[0]
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(DataError, match=r"needs pyarrow: pip install 'deft\[lerobot\]'"):
         open_episodes(root)

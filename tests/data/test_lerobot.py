@@ -26,8 +26,8 @@ from tests.data.test_robomimic import check_same, fill, stores
 
 KEYS = {
     "observation.state": "state", "observation.grid": "grid", "action": "action", "next.reward": "reward",
-    "next.done": "done", "timestamp": "timestamp", "task_index": "task_index", CAMERAS[0]: "images.top",
-    CAMERAS[1]: "images.wrist",
+    "next.done": "done", "timestamp": "timestamp", "task_index": "task_index", CAMERAS[0]: "rgb_top",
+    CAMERAS[1]: "rgb_wrist",
 }  # fmt: skip
 PEERS = Path(os.environ.get("DEFT_PEERS", Path(__file__).parents[2] / ".venv-peers"))
 PNG = LeRobotOptions(pictures="png")
@@ -49,7 +49,7 @@ def test_what_a_data_set_holds(tmp_path, version):
     assert source.task is not None
     assert (source.task.name, source.task.control_hz, source.task.env_args) == ("lerobot/cubes", FPS, {})
     kinds = {k: f.kind for k, f in source.task.obs.items()}
-    assert kinds == {"images.top": "rgb", "images.wrist": "rgb", "state": "state", "grid": "depth"}
+    assert kinds == {"rgb_top": "rgb", "rgb_wrist": "rgb", "state": "state", "grid": "depth"}
     assert source.attrs == {"tasks": ["pick", "place"], "robot_type": "so100"}
     assert open_episodes(tmp_path / "cubes", mask="valid").n_steps == LENGTHS[-1]
 
@@ -57,9 +57,9 @@ def test_what_a_data_set_holds(tmp_path, version):
 def test_windows_decoded_in_place_within_the_budget(tmp_path):
     rows = lerobot_folder(tmp_path / "cubes")
     source = open_episodes(tmp_path / "cubes")
-    kwargs = {"obs_keys": ["images.top", "images.wrist", "state"], "n_obs_steps": 2, "horizon": 4}
+    kwargs = {"obs_keys": ["rgb_top", "rgb_wrist", "state"], "n_obs_steps": 2, "horizon": 4}
     inside = ChunkDataset(source, **kwargs, episodes=np.array([2, 0]))
-    frame = source.array("images.top").row_bytes
+    frame = source.array("rgb_top").row_bytes
     budget = 3000 + 10 * frame
     outside = ChunkDataset(source, **kwargs, episodes=np.array([2, 0]), memory_budget_bytes=budget)
     for _ in range(3):
@@ -67,9 +67,9 @@ def test_windows_decoded_in_place_within_the_budget(tmp_path):
         a, b = inside.batch(index), outside.batch(index)
         assert all(torch.equal(a.obs[k], b.obs[k]) for k in kwargs["obs_keys"])
         assert torch.equal(a.action, b.action)
-    last = inside.batch(torch.tensor([LENGTHS[2] - 1])).obs["images.wrist"][0].numpy()
+    last = inside.batch(torch.tensor([LENGTHS[2] - 1])).obs["rgb_wrist"][0].numpy()
     np.testing.assert_array_equal(last, rows[CAMERAS[1]][-2:])
-    held = [outside._rows[k] for k in ("images.top", "images.wrist")]
+    held = [outside._rows[k] for k in ("rgb_top", "rgb_wrist")]
     assert all(isinstance(r, DecodedRows) and 4 <= len(r._kept) <= 5 for r in held)
     assert sum(r._kept.nbytes for r in held) <= budget
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cubes"]  # nothing is decoded to disk
@@ -78,9 +78,9 @@ def test_windows_decoded_in_place_within_the_budget(tmp_path):
 def test_frames_that_are_kept_are_not_decoded_again(tmp_path, monkeypatch):
     lerobot_folder(tmp_path / "cubes")
     source = open_episodes(tmp_path / "cubes")
-    array, asked = source.array("images.top"), []
+    array, asked = source.array("rgb_top"), []
     monkeypatch.setattr(array, "gather", lambda rows: asked.append(rows.tolist()) or type(array).gather(array, rows))
-    rows = DecodedRows(source, "images.top", np.arange(24), torch.device("cpu"), 2 * array.row_bytes + 1)
+    rows = DecodedRows(source, "rgb_top", np.arange(24), torch.device("cpu"), 2 * array.row_bytes + 1)
     got = rows.take(torch.tensor([9, 4, 9, 6]))
     assert torch.equal(got[0], got[2])
     rows.take(torch.tensor([6, 4, 9]))
@@ -136,7 +136,7 @@ def test_there_and_back_as_video(tmp_path, version, codec):
     assert right > psnr(got[1:], ours.array("rgb_a")[:-1]) + 10  # and not that of the frame beside it
     info = json.loads((tmp_path / "x/meta/info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["total_frames"]) == (version, 25, sum(LENGTHS))
-    assert info["features"]["observation.images.rgb_a"]["info"]["video.codec"] == codec
+    assert info["features"]["observation.images.a"]["info"]["video.codec"] == codec
     assert info["features"]["next.success"] == {"dtype": "bool", "shape": [1], "names": None}
 
 
@@ -150,14 +150,14 @@ def test_statistics(tmp_path):
     assert stats["action"]["count"] == [sum(LENGTHS)]
     seen = ours.array("rgb_a")[:].reshape(-1, 3) / 255
     for name, want in (("min", seen.min(0)), ("max", seen.max(0)), ("mean", seen.mean(0)), ("std", seen.std(0))):
-        np.testing.assert_allclose(np.array(stats["observation.images.rgb_a"][name])[:, 0, 0], want, atol=1e-12)
+        np.testing.assert_allclose(np.array(stats["observation.images.a"][name])[:, 0, 0], want, atol=1e-12)
     halves = joined([of_numbers(x[:12]), of_numbers(x[12:])])
     np.testing.assert_allclose(halves["q50"], (np.median(x[:12], 0) + np.median(x[12:], 0)) / 2)
 
 
 def test_what_cannot_be_written(tmp_path):
     odd = store_of_pictures(tmp_path / "odd", (3,), (64, 81))
-    with pytest.raises(DataError, match=r"rgb_a.*no pictures of 81x64; pictures=png keeps any size"):
+    with pytest.raises(DataError, match=r"images\.a.*no pictures of 81x64; pictures=png keeps any size"):
         convert(odd, tmp_path / "x", "lerobot")
     no_rate = store_of_pictures(tmp_path / "rate", (3,), hz=0.0)
     with pytest.raises(DataError, match="does not say its rate"):
@@ -202,11 +202,11 @@ def test_lerobot_reads_what_we_wrote(tmp_path, codec):
     got, there = np.load(tmp_path / "out.npz"), open_episodes(tmp_path / "x")
     names = {"observation.state": "state", "action": "action", "next.success": "success"}
     check_theirs(got, ours, names)
-    check_theirs(got, there, {"observation.images.rgb_a": "rgb_a"})  # their decoder and ours: the same bytes
+    check_theirs(got, there, {"observation.images.a": "rgb_a"})  # their decoder and ours: the same bytes
     assert got["n_episodes"] == 3
     assert set(got["task"]) == {"t"}
     if codec == "png":
-        check_theirs(got, ours, {"observation.images.rgb_a": "rgb_a"})
+        check_theirs(got, ours, {"observation.images.a": "rgb_a"})
     np.testing.assert_allclose(got["stats/action/mean"], ours.array("action")[:].mean(0), atol=1e-6)
 
 
@@ -218,7 +218,7 @@ def test_lerobot_upgrades_our_v21(tmp_path):
     shutil.copytree(tmp_path / "x", tmp_path / "up")
     peer("upgrade", tmp_path / "up")
     peer("read", tmp_path / "up", tmp_path / "out.npz")
-    names = {"observation.state": "state", "action": "action", "observation.images.rgb_a": "rgb_a"}
+    names = {"observation.state": "state", "action": "action", "observation.images.a": "rgb_a"}
     check_theirs(np.load(tmp_path / "out.npz"), open_episodes(tmp_path / "x"), names)
     up = open_episodes(tmp_path / "up")  # what their script has written, ours reads again
     np.testing.assert_array_equal(up.array("rgb_a")[:], open_episodes(tmp_path / "x").array("rgb_a")[:])
@@ -240,9 +240,9 @@ def test_we_read_what_lerobot_wrote(tmp_path, pictures_as, codec):
     peer("read", tmp_path / "theirs", tmp_path / "out.npz")
     source = open_episodes(tmp_path / "theirs")
     assert source.episode_ends.tolist() == np.cumsum(LENGTHS).tolist()
-    names = {"observation.images.top": "images.top", "observation.state": "state", "observation.grid": "grid"}
+    names = {"observation.images.top": "rgb_top", "observation.state": "state", "observation.grid": "grid"}
     check_theirs(np.load(tmp_path / "out.npz"), source, {**names, "action": "action", "timestamp": "timestamp"})
     for theirs in ("observation.state", "observation.grid", "action"):
         np.testing.assert_array_equal(source.array(theirs.removeprefix("observation."))[:], rows[theirs])
-    assert psnr(source.array("images.top")[:], rows["observation.images.top"]) > 30
+    assert psnr(source.array("rgb_top")[:], rows["observation.images.top"]) > 30
     assert source.attrs["tasks"] == ["task 0", "task 1"]
