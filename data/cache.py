@@ -132,20 +132,20 @@ class DecodedRows:
     def take(self, rows: Int64[Tensor, " n"]) -> Shaped[Tensor, "n ..."]:
         """``rows`` (on the CPU) as (n, *shape) on the device."""
         at = rows.numpy()
-        dtype = torch.from_numpy(self._kept[:0]).dtype
-        out = torch.empty((len(at), *self._kept.shape[1:]), dtype=dtype, pin_memory=self._device.type == "cuda")
-        view, slot = out.numpy(), self._slot[at]
+        slot = self._slot[at]
         have = slot >= 0
-        view[have] = self._kept[slot[have]]
-        new, back = np.unique(at[~have], return_inverse=True)
-        if len(new):
-            decoded = self._array.gather(self._rows[new])
-            view[~have] = decoded[back]
-            n = min(len(new), len(self._kept) - self._used)
-            self._kept[self._used : self._used + n] = decoded[:n]
-            self._slot[new[:n]] = np.arange(self._used, self._used + n)
-            self._used += n
-        return out.to(self._device, non_blocking=True)
+        missed = at[~have]
+        view = decoded = self._array.gather(self._rows[missed])
+        if have.any():
+            view = np.empty((len(at), *decoded.shape[1:]), decoded.dtype)
+            view[have] = self._kept[slot[have]]
+            view[~have] = decoded
+        new, places = np.unique(missed, return_index=True)
+        n = min(len(new), len(self._kept) - self._used)
+        self._kept[self._used : self._used + n] = decoded[places[:n]]
+        self._slot[new[:n]] = np.arange(self._used, self._used + n)
+        self._used += n
+        return torch.from_numpy(view).to(self._device)
 
 
 def _own_file(store: Episodes, key: str) -> tuple[Path, np.ndarray] | None:

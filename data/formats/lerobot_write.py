@@ -2,8 +2,8 @@
 
 Observations are written as ``observation.<key>``, pictures "rgb_<camera>" as ``observation.images.<camera>``, "reward",
 "done" and "success" as ``next.<key>``, all else under its name. What LeRobot wants and the source does not have is
-derived, and known as such when Deft reads it again: ``timestamp`` is step / fps, and without texts in attrs["tasks"] the
-only task is the source's name.
+derived, and known as such when Deft reads it again: ``timestamp`` is step / fps, and without texts in attrs["tasks"]
+the only task is the source's name.
 """
 
 from __future__ import annotations

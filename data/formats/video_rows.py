@@ -91,7 +91,10 @@ class Video:
         try:
             found = self._find(t)
             if found is not None:
-                into[:] = self._rgb.reformat(found, format="rgb24").to_ndarray()
+                plane = self._rgb.reformat(found, format="rgb24").planes[0]
+                height, width, _ = into.shape
+                lines = np.frombuffer(plane, np.uint8)[: height * plane.line_size].reshape(height, plane.line_size)
+                into[:] = lines[:, : 3 * width].reshape(into.shape)
         except Exception as e:
             self._at = None
             raise DataError(f"{self.path} cannot be decoded at {t:.3f} s ({reason(e)}). {REPAIR}") from e
@@ -166,28 +169,30 @@ class VideoRows(Rows):
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop)."""
         out = np.empty((max(0, stop - start), *self.shape[1:]), np.uint8)
-        self._decode(np.arange(start, stop), out)
+        self._decode(np.arange(start, stop), out, np.arange(len(out)))
         return out
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Rows at any places; each is decoded once, in the order in which they lie."""
-        wanted, back = np.unique(rows, return_inverse=True)
-        out = np.empty((len(wanted), *self.shape[1:]), np.uint8)
+        wanted, places, back = np.unique(rows, return_index=True, return_inverse=True)
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
         cuts = np.flatnonzero((np.diff(wanted) > _NEAR) | (np.diff(self._file[wanted]) != 0)) + 1
         workers = _workers() if len(cuts) else None
         if workers is None:
-            self._decode(wanted, out)
+            self._decode(wanted, out, places)
         else:  # neighbours stay together
             n = min(len(cuts) + 1, 2 * workers._max_workers)
             bounds = [0, *(int(c) for c in cuts[np.arange(1, n) * (len(cuts) + 1) // n - 1]), len(wanted)]
-            parts = [workers.submit(self._decode, wanted[a:b], out[a:b]) for a, b in pairwise(bounds) if b > a]
+            parts = [workers.submit(self._decode, wanted[a:b], out, places[a:b]) for a, b in pairwise(bounds)]
             for part in parts:
                 part.result()
-        return out if np.array_equal(back, np.arange(len(wanted))) else out[back]
+        again = np.flatnonzero(places[back] != np.arange(len(rows)))
+        out[again] = out[places[back[again]]]
+        return out
 
-    def _decode(self, rows: np.ndarray, out: np.ndarray) -> None:
-        for i, row in enumerate(rows.tolist()):
-            self._video(int(self._file[row])).frame(float(self._times[row]), out[i])
+    def _decode(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            self._video(int(self._file[row])).frame(float(self._times[row]), out[place])
 
     def _video(self, number: int) -> Video:
         """Of this thread and process; the one that was used least lately gives way."""

@@ -84,7 +84,7 @@ def test_frames_that_are_kept_are_not_decoded_again(tmp_path, monkeypatch):
     got = rows.take(torch.tensor([9, 4, 9, 6]))
     assert torch.equal(got[0], got[2])
     rows.take(torch.tensor([6, 4, 9]))
-    assert asked == [[4, 6, 9], [9]]
+    assert asked == [[9, 4, 9, 6], [9]]
 
 
 # ------------------------------------------------------------------------------------ there and back
