@@ -155,12 +155,14 @@ def main() -> None:
                 seen[name].append(rate(step, batch, 20 if "own" in name else 4, 2 * best if theirs else 1))
                 if theirs and best:  # its processes load ahead; nobody else's turn pays for it
                     time.sleep(2 * best * batch / seen[name][-1] + 0.2)
-    theirs = statistics.median(seen["LeRobotDataset + DataLoader"])
-    print("| | windows/s | ratio | from | to |\n|---|---|---|---|---|")
-    for name, values in seen.items():
-        mid = statistics.median(values)
-        print(f"| {name} | {mid:.0f} | {mid / theirs:.1f} | {min(values):.0f} | {max(values):.0f} |")
-    print(f"load {load:.1f} to {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        theirs = statistics.median(seen["LeRobotDataset + DataLoader"])
+        print("| | windows/s | ratio | from | to |\n|---|---|---|---|---|")
+        for name, values in seen.items():
+            mid = statistics.median(values)
+            print(f"| {name} | {mid:.0f} | {mid / theirs:.1f} | {min(values):.0f} | {max(values):.0f} |")
+        print(
+            f"load {load:.1f} to {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        )
 
 
 if __name__ == "__main__":
