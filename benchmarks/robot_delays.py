@@ -20,7 +20,7 @@ from real_robot.agent.process import build_client
 from real_robot.parts import policy_of
 from real_robot.rehearsal import rehearse
 
-MODES = ("sync", "replace", "ensemble", "rtc", "rti")
+MODES = ("sync", "replace", "ensemble", "rtc", "rti", "prefix")
 SEED = 20_000
 
 
@@ -43,7 +43,7 @@ def cell(checkpoint: Path, mode: str, delay: float, trials: int) -> dict[str, An
 def table(cells: dict[str, dict[str, Any]], delays: list[float]) -> str:
     head = [f"{1000 * d:.0f} ms" for d in delays]
     lines = [f"| mode | {' | '.join(head)} |", f"|---|{'---|' * len(head)}"]
-    for mode in MODES:
+    for mode in [m for m in MODES if any(cells.get(f"{m} {d}") for d in delays)]:
         row = [cells.get(f"{mode} {d}") for d in delays]
         texts = [
             "-" if c is None
@@ -62,7 +62,7 @@ def plot(path: Path, cells: dict[str, dict[str, Any]], delays: list[float]) -> N
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
-    for mode in MODES:
+    for mode in [m for m in MODES if any(cells.get(f"{m} {d}") for d in delays)]:
         row = [(d, cells[f"{mode} {d}"]) for d in delays if f"{mode} {d}" in cells]
         x = [1000 * d for d, _ in row]
         axes[0].plot(x, [100 * c["success_rate"] for _, c in row], marker="o", label=mode)
@@ -77,7 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--delays", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.3])
-    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument(
+        "--modes", nargs="+", default=list(MODES[:-1]), choices=MODES, help="prefix: of a policy trained so"
+    )
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("runs/robot-delays"))
     given = parser.parse_args()
