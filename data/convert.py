@@ -18,7 +18,7 @@ from data.formats.robomimic_write import write_robomimic
 from data.merged import Merged
 from data.opening import open_with
 from data.source import Episodes
-from data.view import View
+from data.selection import View
 from data.zarr_write import file_lock
 
 FORMATS = ("deft", "dp", "robomimic", "lerobot")

@@ -12,7 +12,7 @@ from data.formats.diffusion_policy import DiffusionPolicyEpisodes
 from data.formats.lerobot import LeRobotEpisodes, is_lerobot
 from data.formats.robomimic import RobomimicEpisodes, is_hdf5
 from data.source import Episodes
-from data.view import View, masked
+from data.selection import View, masked
 
 
 def open_episodes(
