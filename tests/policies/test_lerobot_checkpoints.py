@@ -1,6 +1,6 @@
 """LeRobot's checkpoints: read in place, written, refused; and, where LeRobot is installed, judged by itself.
 
-LeRobot: benchmarks/peers/install_lerobot.sh, and DEFT_LEROBOT=its Python where that is not in .venv-peers.
+LeRobot: benchmarks/peers/install_lerobot.sh, and DEFT_PEERS=its environment where that is not .venv-peers.
 """
 
 import json
@@ -279,7 +279,7 @@ def as_older(folder: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------- LeRobot itself
 
-PYTHON = Path(os.environ.get("DEFT_LEROBOT", Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"))
+PYTHON = Path(os.environ.get("DEFT_PEERS", Path(__file__).parents[2] / ".venv-peers")) / "bin" / "python"
 needs_lerobot = pytest.mark.skipif(not PYTHON.exists(), reason=f"LeRobot is not in {PYTHON}: install_lerobot.sh")
 
 
