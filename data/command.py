@@ -55,6 +55,12 @@ class Bar:
     def __init__(self, label: str, total: int) -> None:
         self._label, self._total, self._live = label, total, sys.stderr.isatty()
         self._began = self._last = time.monotonic()
+        self._before = 0
+
+    def resume(self, done: int) -> None:
+        """``done`` units were finished before; the time that is left is told by the others."""
+        self._before = done
+        print(f"{self._label}: goes on at {done}/{self._total}", file=sys.stderr, flush=True)
 
     def update(self, done: int) -> None:
         """``done`` units are finished."""
@@ -62,7 +68,7 @@ class Bar:
         if done < self._total and now - self._last < (0.1 if self._live else 10):
             return
         self._last = now
-        left = (now - self._began) / max(1, done) * (self._total - done)
+        left = (now - self._began) / max(1, done - self._before) * (self._total - done)
         filled = round(30 * done / max(1, self._total))
         bar = f"[{'=' * filled}{' ' * (30 - filled)}] " if self._live else ""
         end = "\r" if self._live and done < self._total else "\n"

@@ -11,8 +11,8 @@ from data.errors import ConfigError, DataError
 from data.formats.diffusion_policy import DiffusionPolicyEpisodes
 from data.formats.lerobot import LeRobotEpisodes, is_lerobot
 from data.formats.robomimic import RobomimicEpisodes, is_hdf5
-from data.source import Episodes
 from data.selection import View, masked
+from data.source import Episodes
 
 
 def open_episodes(

@@ -144,10 +144,11 @@ class ColumnRows(Rows):
         return out
 
     def _group(self, i: int, file: Any, group: int, n_rows: int) -> Any:
-        if self._last is None or self._last[0] != (i, group):
-            self._last = None  # two groups are never held
-            self._last = ((i, group), self._decode(file, self._files[i], group, n_rows))
-        return self._last[1]
+        last = self._last  # other threads may replace it
+        if last is None or last[0] != (i, group):
+            self._last = last = None  # one thread never holds two groups
+            last = self._last = ((i, group), self._decode(file, self._files[i], group, n_rows))
+        return last[1]
 
     def _decode(self, file: Any, path: Path, group: int, n_rows: int) -> Any:
         """A row group as (n_rows, *shape)."""
