@@ -106,13 +106,13 @@ def test_a_split_goes_on_in_its_second_part(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_kill_9_at_any_moment(tmp_path):
     """The command itself, killed again and again, gives what one run gives."""
-    robomimic_file(tmp_path / "a.hdf5", lengths=[40] * 30, compression="gzip")
+    robomimic_file(tmp_path / "a.hdf5", lengths=[40] * 8, compression="gzip")
     convert(open_episodes(tmp_path / "a.hdf5"), tmp_path / "whole.zarr", "deft")
     slow = (  # a progress that takes its time, so that a kill falls anywhere
         "import sys, time; from pathlib import Path; from data.convert import convert\n"
-        "from data.opening import open_episodes; print(0, flush=True)\n"
+        "from data.opening import open_episodes\n"
         "source, out = open_episodes(sys.argv[1]), Path(sys.argv[2])\n"
-        "convert(source, out, 'deft', lambda n: time.sleep(0.03), workers=2)"
+        "convert(source, out, 'deft', lambda n: (print(n, flush=True), time.sleep(0.02)), workers=2)"
     )
     rng, out, kills = np.random.default_rng(0), tmp_path / "x.zarr", 0
     while not out.exists():
@@ -121,11 +121,11 @@ def test_kill_9_at_any_moment(tmp_path):
         ) as process:
             assert process.stdout
             process.stdout.readline()
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(rng.uniform(0, 0.1))
             process.send_signal(signal.SIGKILL)
             kills += process.wait() == -signal.SIGKILL
-        assert kills < 100
-    assert kills >= 3
+        assert kills < 9  # each has written an episode more
+    assert kills >= 2
     assert files_of(out) == files_of(tmp_path / "whole.zarr")
 
 
@@ -149,7 +149,7 @@ def test_what_is_decoded_ahead_is_the_same_and_within_the_budget(stored):
                 waiting = sum(int(np.diff(ahead.episode_ends, prepend=0)[j]) for j in ahead._coming)
                 assert waiting <= 13
         rng = np.random.default_rng(0)
-        for a, b in np.sort(rng.integers(0, 38, (30, 2))):
+        for a, b in np.sort(rng.integers(0, 38, (30, 2))).tolist():
             np.testing.assert_array_equal(ahead.array("cloud").read(a, b), source.array("cloud").read(a, b))
     assert any(t.startswith("deft-ahead") for t in threads)
     with Ahead(source, 2, budget_bytes=step) as ahead:  # nothing fits
