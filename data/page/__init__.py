@@ -1,0 +1,1 @@
+"""An episode as a web page in one file, to look at without Deft."""
