@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -13,11 +12,6 @@ import numpy as np
 from data.source import Episodes, Rows
 
 AHEAD_BYTES = 1 << 30  # decoded and waiting, with what is being read
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 class Ahead(Episodes):

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from data import journal
-from data.ahead import Ahead, n_cores
+from data.ahead import Ahead
 from data.command import READING, READING_HELP, Bar, options, run_command
+from data.cores import n_cores
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, DataError, DeftError, nearest
 from data.formats.lerobot_write import DEFAULTS, LeRobotOptions, write_lerobot
@@ -183,7 +184,8 @@ def _numbers(words: str) -> np.ndarray:
     return np.array(out, np.int64)
 
 
-def _format_of(out: Path, given: str | None) -> str:
+def format_of(out: Path, given: str | None) -> str:
+    """The format that is ``given``, or that a name like ``out`` stands for."""
     if given is not None:
         return given
     return {".hdf5": "robomimic", ".h5": "robomimic", ".zip": "dp"}.get(out.suffix.lower(), "deft")
@@ -205,10 +207,10 @@ def _parts(source: Episodes, out: Path, fraction: float | None, seed: int) -> li
 
 def _already(parts: list[tuple[Episodes, Path]], given: str | None) -> list[Path]:
     """Of a split that was interrupted, what is complete. Begins the journals of all parts."""
-    wanted = {path: journal.request(part, _format_of(path, given)) for part, path in parts}
+    wanted = {path: journal.request(part, format_of(path, given)) for part, path in parts}
     there = [path for _, path in parts if path.exists()]
     missing = [path for path in wanted if path not in there]
-    if len(parts) == 1 or _format_of(parts[0][1], given) not in RESUMABLE:
+    if len(parts) == 1 or format_of(parts[0][1], given) not in RESUMABLE:
         return []
     if there:
         same = missing and all(journal.changes(_beside(path, "journal"), wanted[path]) == [] for path in missing)
@@ -252,7 +254,7 @@ def main(argv: Sequence[str]) -> int:
             continue
         bar = Bar(f"writing {path}", part.n_episodes)
         convert(
-            part, path, _format_of(path, given["format"]), bar.update, lerobot,
+            part, path, format_of(path, given["format"]), bar.update, lerobot,
             workers=n_cores() if workers is None else workers, anew=given["anew"], resumed=bar.resume,
         )  # fmt: skip
     return 0

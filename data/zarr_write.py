@@ -12,17 +12,20 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numcodecs
 import numpy as np
 
+from data.cores import n_cores
 from data.errors import DataError
 from data.zarr_codecs import blosc_damage
 from data.zarr_read import REPAIR, reason
 
 PARTIAL = ".partial"
+MANY_CHUNKS = 8  # of one episode, from which on they are written in threads
 
 
 def rows_per_chunk(row_bytes: int) -> int:
@@ -109,7 +112,8 @@ class GrowingArray:
             rows: (T, *row_shape) of ``dtype``.
         """
         c, end = self.chunk_rows, n + len(rows)
-        for i in range(n // c, -(-end // c)):
+
+        def write(i: int) -> None:
             first = i * c
             chunk = np.zeros((c, *self.row_shape), self.dtype)
             if first < n:  # the tail chunk also holds rows of finished episodes: carry them over
@@ -118,6 +122,14 @@ class GrowingArray:
             chunk[a - first : b - first] = rows[a - n : b - n]
             payload: Any = self._codec.encode(chunk) if self._codec else chunk.tobytes()
             write_atomically(self._chunk_path(i), bytes(payload))
+
+        numbers = range(n // c, -(-end // c))
+        if len(numbers) < MANY_CHUNKS:
+            for i in numbers:
+                write(i)
+        else:  # Blosc releases Python's lock; a chunk a thread is quicker than its own threads on one chunk
+            with ThreadPoolExecutor(n_cores(), "deft-write") as pool:
+                list(pool.map(write, numbers))
         self._set_length(end)
 
     def truncate(self, n: int) -> None:

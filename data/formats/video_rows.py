@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from data.cores import n_cores
 from data.errors import DataError
 from data.source import Rows
 from data.zarr_read import REPAIR, reason
@@ -32,7 +33,7 @@ _threads: tuple[int, ThreadPoolExecutor] | None = None
 def _workers() -> ThreadPoolExecutor | None:
     """Shared by all videos of this process (threads do not survive a fork); None on a single core."""
     global _threads
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    n = n_cores()
     if n < 2:
         return None
     if _threads is None or _threads[0] != os.getpid():

@@ -107,12 +107,12 @@ def test_filter_merge_split(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.zarr", "x.hdf5", "x.zarr.zip"])
-def test_a_killed_conversion_leaves_nothing_and_starts_anew(tmp_path, name):
+def test_a_killed_conversion_leaves_nothing_under_its_name_and_is_completed(tmp_path, name):
     robomimic_file(tmp_path / "a.hdf5")
     script = (
         "import os, sys; from pathlib import Path\n"
         "from data import convert as c; from data.opening import open_episodes\n"
-        "c.convert(open_episodes(sys.argv[1]), Path(sys.argv[2]), c._format_of(Path(sys.argv[2]), None),\n"
+        "c.convert(open_episodes(sys.argv[1]), Path(sys.argv[2]), c.format_of(Path(sys.argv[2]), None),\n"
         "          lambda done: os._exit(9) if done == 2 else None)"
     )
     out = tmp_path / name
