@@ -105,7 +105,7 @@ def convert(
                     journal.begin(_beside(out, "journal"), wanted)
             with Ahead(source, workers) if workers > 1 else nullcontext(source) as rows:
                 _write(rows, draft, format, progress, lerobot, resumed)
-            os.rename(_zipped(draft) if resumes and out.suffix == ".zip" else draft, out)
+            os.rename(zip_store(draft, _beside(out, "partial.zip")) if resumes and out.suffix == ".zip" else draft, out)
             give_up(out)
         except BaseException as e:
             if format not in RESUMABLE or (isinstance(e, DeftError) and not changed):
@@ -157,11 +157,10 @@ def _write_store(source: Episodes, path: Path, progress: Callable[[int], None], 
     (path / ".lock").unlink(missing_ok=True)
 
 
-def _zipped(folder: Path) -> Path:
-    """The store as a zip file; chunks are compressed already, so it only stores them."""
-    path = folder.with_name(folder.name + ".zip")
+def zip_store(folder: Path, path: Path) -> Path:
+    """The store in ``folder`` as a zip file at ``path``; chunks are compressed already, so it only stores them."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as z:
-        for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+        for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != ".lock"):
             z.write(file, file.relative_to(folder).as_posix())
     return path
 

@@ -46,7 +46,7 @@ def log_episode(source: Episodes, i: int, out: Path | None) -> None:
                 stream.set_time("step", sequence=step)
                 if hz:
                     stream.set_time("time", duration=step / hz)
-                stream.log(key, _shown(rerun, spec.kind, value))
+                stream.log(key, _shown(rerun, spec.kind, np.asarray(value)))
     stream.flush()
     if out is not None:
         stream.disconnect()
