@@ -108,8 +108,8 @@ class Relabelled(Episodes):
         chosen = self.episode_ends - 1
         if at == "achieved":
             success, starts = self._success("from=achieved"), self.episode_starts
-            firsts = [int(success[a:b].argmax()) for a, b in zip(starts, self.episode_ends, strict=True)]
-            chosen = np.where(success[starts + firsts], starts + firsts, chosen)
+            firsts = [int(a + success[a:b].argmax()) for a, b in zip(starts, self.episode_ends, strict=True)]
+            chosen = np.where(success[firsts], firsts, chosen).astype(np.int64)
         goals = rows.gather(chosen)
         self._arrays["goal"] = Constant("goal", goals, self.episode_ends)
         if task is not None:
@@ -133,7 +133,8 @@ class Relabelled(Episodes):
         return self.array("success").read(0, self.n_steps).reshape(self.n_steps, -1)[:, 0] > 0
 
     def _computed(self, text: str) -> np.ndarray:
-        rule, out = Rule(text, {k: self.shape(k) for k in self.keys}), []
+        rule = Rule(text, {k: self.shape(k) for k in self.keys})
+        out: list[np.ndarray] = []
         for i in range(self.n_episodes):
             start, stop = int(self.episode_starts[i]), int(self.episode_ends[i])
             rows = self.episode(i, rule.keys)

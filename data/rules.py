@@ -154,8 +154,11 @@ class Rule:
             aligned.append(x)
         try:
             return f(*aligned)
-        except (TypeError, ValueError) as e:
-            raise self._wrong(node, f"{' and '.join(_steps(np.asarray(v)) for v in values)}: {e}.") from None
+        except ValueError:
+            shapes = " and ".join(_steps(np.asarray(v)) for v in values)
+            raise self._wrong(node, f"{shapes} do not go together.") from None
+        except TypeError as e:
+            raise self._wrong(node, f"{' '.join(str(e).split())}.") from None
 
     def _chosen(self, node: ast.Subscript, x: np.ndarray) -> np.ndarray:
         def whole(part: ast.AST | None) -> int | None:

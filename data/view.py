@@ -29,15 +29,16 @@ def main(argv: Sequence[str]) -> int:
     """The command; returns the exit status."""
     paths = [w for w in argv if "=" not in w]
     given = options([w for w in argv if "=" in w], {"out": None, "episode": 0, "rerun": False, **READING})
-    if len(paths) != 1 or not isinstance(given["out"], (str, type(None))):
+    name, wanted = given["out"], ".rrd" if given["rerun"] else ".html"
+    if len(paths) != 1 or not isinstance(name, (str, type(None))):
         raise ConfigError("Which data set? python -m data.view PATH out=page.html")
-    out, wanted = given["out"] and Path(given["out"]), ".rrd" if given["rerun"] else ".html"
+    out = None if name is None else Path(name)
     if (out is None and not given["rerun"]) or (out is not None and out.suffix != wanted):
-        raise ConfigError(f"out={given['out']} must be the name of a new file that ends in {wanted}.")
+        raise ConfigError(f"out={name} must be the name of a new file that ends in {wanted}.")
     if out is not None and out.exists():
         raise DataError(f"{out} exists already; choose another name.")
     source = open_with(paths[0], given)
-    if given["rerun"]:
+    if given["rerun"] or out is None:
         log_episode(source, given["episode"], out)
     else:
         text = page(source, given["episode"])

@@ -111,11 +111,12 @@ def _encoder(path: Path, size: tuple[int, ...], hz: float) -> Any:
 
     even = f"scale=w='trunc(min({MOST_PIXELS},iw)/2)*2':h=-2"
     small = "pad=ceil(iw/2)*2:ceil(ih/2)*2"
-    encoder = imageio_ffmpeg.write_frames(
-        str(path), (size[1], size[0]), fps=hz, codec="libx264", quality=None, macro_block_size=1, pix_fmt_out="yuv420p",
-        output_params=["-crf", "23", "-g", "10", "-vf", even if size[1] > MOST_PIXELS else small,
-                       "-movflags", "+faststart"],
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "fps": hz, "codec": "libx264", "quality": None, "macro_block_size": 1, "pix_fmt_out": "yuv420p",
+        "output_params": ["-crf", "23", "-g", "10", "-vf", even if size[1] > MOST_PIXELS else small,
+                          "-movflags", "+faststart"],
+    }  # fmt: skip
+    encoder = imageio_ffmpeg.write_frames(str(path), (size[1], size[0]), **options)
     encoder.send(None)
     return encoder
 

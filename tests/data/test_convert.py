@@ -159,6 +159,26 @@ def test_what_is_decoded_ahead_is_the_same_and_within_the_budget(stored):
     assert threads == {threading.current_thread().name}
 
 
+def test_episodes_are_decoded_together_and_before_they_are_asked_for(stored):
+    source, both = EpisodeStore.open(stored), threading.Barrier(2)
+    array, begun = source.array("state"), []
+
+    def read(a, b):
+        begun.append(a)
+        if a in (7, 11):  # episodes 1 and 2: each goes on when the other has come
+            both.wait(timeout=30)
+        return type(array).read(array, a, b)
+
+    array.read = read
+    with Ahead(source, 2) as ahead:
+        ahead.array("state").read(0, 7)
+        deadline = time.monotonic() + 30
+        while not {7, 11} <= set(begun) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert {7, 11} <= set(begun)
+        np.testing.assert_array_equal(ahead.array("state").read(7, 11), source.array("state")._array[7:11])
+
+
 def test_an_error_comes_when_its_episode_is_read(stored):
     source = EpisodeStore.open(stored)
     array = source.array("state")

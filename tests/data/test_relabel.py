@@ -47,7 +47,7 @@ def test_rules_mean_what_numpy_means(text, value):
 
 @pytest.mark.parametrize(("text", "why"), [
     ("a < 1", r"gives \(T, 4\), expected \(T,\)"),
-    ("a[:3] - b", r"at 'a\[:3\] - b': \(T, 3\) and \(T, 4\): .*Shapes of a step: \{'a': \(4,\), 'b': \(4,\)\}"),
+    ("a[:3] - b", r"at 'a\[:3\] - b': \(T, 3\) and \(T, 4\) do not go together\. Shapes of a step: \{'a': \(4,\), 'b'"),
     ("a[4]", r"at 'a\[4\]': \(T, 4\) has no such value"),
     ("c[0]", r"\(T,\) has no such value"),
     ("a[c]", "take whole numbers"),
