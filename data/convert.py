@@ -206,11 +206,11 @@ def _parts(source: Episodes, out: Path, fraction: float | None, seed: int) -> li
 
 def _already(parts: list[tuple[Episodes, Path]], given: str | None) -> list[Path]:
     """Of a split that was interrupted, what is complete. Begins the journals of all parts."""
+    if len(parts) == 1 or format_of(parts[0][1], given) not in RESUMABLE:
+        return []
     wanted = {path: journal.request(part, format_of(path, given)) for part, path in parts}
     there = [path for _, path in parts if path.exists()]
     missing = [path for path in wanted if path not in there]
-    if len(parts) == 1 or format_of(parts[0][1], given) not in RESUMABLE:
-        return []
     if there:
         same = missing and all(journal.changes(_beside(path, "journal"), wanted[path]) == [] for path in missing)
         return there if same else []

@@ -47,6 +47,7 @@ def test_there_and_back(hub, tmp_path, stored, capsys):
     assert not list(tmp_path.rglob(".cache"))
 
 
+@pytest.mark.slow
 def test_a_second_push_replaces_the_first(hub, tmp_path):
     lerobot_folder(tmp_path / "old", "v2.1")
     lerobot_folder(tmp_path / "new", "v2.1", lengths=(5, 6))
