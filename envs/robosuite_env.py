@@ -10,42 +10,24 @@ drawn once and the same in all episodes; poses are drawn by their seeds.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
 
-from data.errors import ConfigError, nearest
+from data.errors import ConfigError, ContractError, nearest
+from data.rotations import POSE_6D, matrix_of_vector, poses_vector, six_of_matrix
 from data.spec import FieldSpec, TaskSpec
 from envs.base import Frame, StepResult, check_action
 from envs.raycast import camera_id, visible_geoms
 from envs.raytree import rebuild_mesh_trees
 from envs.render import SceneRenderer, backend
-from envs.robosuite_controllers import controller_of
+from envs.robosuite_build import build, seeded
+from envs.robosuite_experts import EXPERTS, FULL_STEP, FULL_TURN
 
-try:
-    logging.disable(logging.WARNING)  # macros nobody has set, robots nobody asked for
-    import robosuite
-
-    from envs.robosuite_experts import EXPERTS
-except ImportError as e:
-    told = f"task=robomimic needs robosuite, which cannot be imported ({e}): pip install 'deft[robosuite]'."
-    raise ConfigError(told) from e
-finally:
-    logging.disable(logging.NOTSET)
-logging.getLogger("robosuite_logs").setLevel(logging.ERROR)  # it tells of every controller file it opens
-
-TASKS = {  # robomimic's: robosuite's name, number of arms, time-out
-    "lift": ("Lift", 1, 400),
-    "can": ("PickPlaceCan", 1, 400),
-    "square": ("NutAssemblySquare", 1, 400),
-    "transport": ("TwoArmTransport", 2, 700),
-    "tool_hang": ("ToolHang", 1, 700),
-}
+REACH = 2.0  # absolute actions: metres from the world's origin, more than any arm gets to
 ROBOT_KEYS = ("eef_pos", "eef_quat", "gripper_qpos")
 _POSES = (
     "geom_xpos", "geom_xmat", "xipos", "ximat", "site_xpos", "site_xmat",
@@ -72,6 +54,8 @@ class RobosuiteEnv:
         terminate_on_success: bool = True,
         cameras: Sequence[str] = ("agentview", "robot0_eye_in_hand"),
         image_size: int = 84,
+        actions: str = "delta",
+        keys: Mapping[str, str | Sequence[str]] | None = None,
     ):
         """Builds the simulation (1 to 2 s).
 
@@ -85,36 +69,46 @@ class RobosuiteEnv:
             terminate_on_success: end the episode at the first success.
             cameras: what "rgb" in obs.keys stands for; looked at by the configuration only.
             image_size: side of the square pictures, pixels.
+            actions: "delta", the controller's displacements; "absolute", for each arm the hand's position (m), six
+                numbers for its rotation (``data.rotations``), both in the world, and the gripper.
+            keys: other names for observations, or several side by side, as ``data.keys`` has them.
 
         Raises:
             ConfigError: an unknown task, observation or option, or a controller that robosuite 1.5 does not have.
         """
         if reward not in ("sparse", "dense"):
             raise ConfigError(f"reward is 'sparse' or 'dense', not '{reward}'.")
-        with _seeded(0):
-            self._sim_env, label, horizon = _build(name, env_args, reward == "dense")
-        self.model, self.data = self._sim_env.sim.model._model, self._sim_env.sim.data._data
-        self.model.geom_rgba[self.model.geom_group == 0, 3] = 0.0  # what collides is not what is seen
+        if actions not in ("delta", "absolute"):
+            raise ConfigError(f"actions is 'delta' or 'absolute', not '{actions}'.")
+        self._absolute, self._keys = actions == "absolute", dict(keys or {})
+        with seeded(0):
+            self._sim_env, label, horizon, built_from = build(
+                name, env_args, shaped=reward == "dense", absolute=self._absolute
+            )
+        self._look()
         self._dense, self._terminate = reward == "dense", terminate_on_success
         self._length, self._size = episode_length or horizon, image_size
         self._n_robots = len(self._sim_env.robots)
-        self._renderer, self._rays_ready = SceneRenderer(self.model, self.data), False
         self._expert = EXPERTS[label](self._sim_env) if label in EXPERTS else None
         if self._expert is not None:
             self.expert_action = self._expert_action  # ScriptedEnv, where there is one
-        with _seeded(0):
+        with seeded(0):
             self._seen = self._sim_env.reset()
         self._steps, self._succeeded = 0, False
+        size = POSE_6D * self._n_robots if self._absolute else int(self._sim_env.action_dim)
+        bound = REACH if self._absolute else 1.0
         self.spec = TaskSpec(
             name=f"robomimic/{label}",
             obs={key: self._field(key) for key in obs},
-            action=FieldSpec((int(self._sim_env.action_dim),), "float32", "action"),
+            action=FieldSpec((size,), "float32", "action"),
+            action_low=-bound,
+            action_high=bound,
             control_hz=float(self._sim_env.control_freq),
             env_args={
-                "suite": "robomimic", "name": name, "obs": list(obs),
-                "env_args": None if env_args is None else dict(env_args), "episode_length": self._length,
+                "suite": "robomimic", "name": label, "obs": list(obs),
+                "env_args": built_from, "episode_length": self._length,
                 "reward": reward, "terminate_on_success": terminate_on_success, "cameras": list(cameras),
-                "image_size": image_size,
+                "image_size": image_size, "actions": actions, "keys": self._keys,
             },
             versions={"mujoco": mujoco.__version__, "robosuite": version("robosuite")},
         )  # fmt: skip
@@ -122,7 +116,7 @@ class RobosuiteEnv:
 
     def reset(self, seed: int) -> Frame:
         """Begin the episode of ``seed``."""
-        with _seeded(seed):
+        with seeded(seed):
             self._seen = self._sim_env.reset()
         if self._expert is not None:
             self._expert.reset()
@@ -131,7 +125,8 @@ class RobosuiteEnv:
 
     def step(self, action: np.ndarray) -> StepResult:
         """Execute one (Da,) action."""
-        self._seen, dense, _, _ = self._sim_env.step(check_action(action, self.spec).astype(np.float64))
+        action = check_action(action, self.spec).astype(np.float64)
+        self._seen, dense, _, _ = self._sim_env.step(poses_vector(action) if self._absolute else action)
         self._steps += 1
         success = bool(self._sim_env._check_success())
         first = success and not self._succeeded
@@ -139,6 +134,44 @@ class RobosuiteEnv:
         terminated = success and self._terminate
         truncated = not terminated and self._steps >= self._length
         return StepResult(float(dense) if self._dense else float(first), success, terminated, truncated)
+
+    def sim_state(self) -> np.ndarray:
+        """(1 + nq + nv,) float64: time, positions, velocities, as robomimic's ``states``."""
+        return np.concatenate([[self.data.time], self.data.qpos, self.data.qvel])
+
+    def restore(self, state: np.ndarray, scene: str | None = None) -> Frame:
+        """Go on from where a recording began.
+
+        Args:
+            state: see ``sim_state``.
+            scene: the model's XML, robomimic's ``model_file``; None: the one that is there.
+
+        Raises:
+            ContractError: the state is not of this model, or the scene cannot be loaded by this robosuite.
+        """
+        with seeded(0):
+            if scene is None:
+                self._sim_env.reset()
+            else:
+                try:
+                    self._sim_env.reset_from_xml_string(self._sim_env.edit_model_xml(scene))
+                except Exception as e:  # of MuJoCo, or a name of another robosuite's
+                    raise ContractError(
+                        f"{self.spec.name}: the recorded scene does not load in robosuite {version('robosuite')} ({e})."
+                    ) from e
+                self._renderer.close()
+                self._look()
+        want = 1 + self.model.nq + self.model.nv
+        if np.shape(state) != (want,):
+            raise ContractError(
+                f"{self.spec.name}: the recorded state is {np.shape(state)}, but this simulation's is ({want},): time, "
+                f"{self.model.nq} positions, {self.model.nv} velocities."
+            )
+        self._sim_env.sim.set_state_from_flattened(np.asarray(state, np.float64))
+        self._sim_env.sim.forward()
+        self._seen = self._sim_env._get_observations(force_update=True)
+        self._steps, self._succeeded = 0, False
+        return self.observe()
 
     def capture(self) -> _Moment:
         """The vectors of this moment, and the poses where pictures are wanted."""
@@ -173,7 +206,19 @@ class RobosuiteEnv:
     def _expert_action(self) -> np.ndarray:
         """(Da,) float32 of the scripted expert."""
         assert self._expert is not None
-        return np.clip(self._expert.action(), -1.0, 1.0).astype(np.float32)
+        delta = np.clip(self._expert.action(), -1.0, 1.0)
+        if not self._absolute:
+            return delta.astype(np.float32)
+        turned = matrix_of_vector(FULL_TURN * delta[3:6]) @ self._expert.axes
+        return np.concatenate(
+            [self._expert.hand + FULL_STEP * delta[:3], six_of_matrix(turned), delta[6:]], dtype=np.float32
+        )
+
+    def _look(self) -> None:
+        """At the model and the data that the simulation has now."""
+        self.model, self.data = self._sim_env.sim.model._model, self._sim_env.sim.data._data
+        self.model.geom_rgba[self.model.geom_group == 0, 3] = 0.0  # what collides is not what is seen
+        self._renderer, self._rays_ready = SceneRenderer(self.model, self.data), False
 
     def _pose(self, moment: _Moment) -> None:
         for name, value in moment.poses.items():
@@ -183,85 +228,39 @@ class RobosuiteEnv:
         frame = {}
         for key, field in self.spec.obs.items():
             if field.kind == "rgb":
-                frame[key] = self.render(self._size, self._size, _camera_of(key))
+                frame[key] = self.render(self._size, self._size, self._camera(key))
             else:
                 frame[key] = np.concatenate([np.ravel(values[n]) for n in self._names(key)]).astype(np.float32)
         return frame
 
     def _names(self, key: str) -> list[str]:
         """robosuite's names of what makes up ``key``."""
+        if key in self._keys:
+            parts = self._keys[key]
+            return [n for p in ([parts] if isinstance(parts, str) else parts) for n in self._plain_names(p)]
+        return self._plain_names(key)
+
+    def _plain_names(self, key: str) -> list[str]:
         if key != "state":
             return ["object-state" if key == "object" else key]
         return [f"robot{i}_{part}" for i in range(self._n_robots) for part in ROBOT_KEYS] + ["object-state"]
 
+    def _camera(self, key: str) -> str:
+        """The camera that ``key`` is a picture of, or ""."""
+        wanted = self._keys.get(key, key)
+        return _camera_of(wanted) if isinstance(wanted, str) else ""
+
     def _field(self, key: str) -> FieldSpec:
-        if _camera_of(key):
-            camera_id(self.model, _camera_of(key))
+        if camera := self._camera(key):
+            camera_id(self.model, camera)
             return FieldSpec((self._size, self._size, 3), "uint8", "rgb")
         for name in self._names(key):
             if name not in self._seen:
                 cameras = [f"rgb_{self.model.camera(i).name}" for i in range(self.model.ncam)]
                 known = ["state", "object", *self._seen, *cameras]
-                raise ConfigError(f"robosuite has no observation '{key}' here. {nearest(key, known)}")
+                raise ConfigError(f"robosuite has no observation '{name}' here. {nearest(name, known)}")
         return FieldSpec((sum(np.size(self._seen[n]) for n in self._names(key)),), "float32", "state")
 
 
 def _camera_of(key: str) -> str:
-    """The camera that ``key`` is a picture of, or ""."""
     return key[4:] if key.startswith("rgb_") else key[:-6] if key.endswith("_image") else ""
-
-
-def _build(name: str | None, env_args: Mapping[str, Any] | None, shaped: bool) -> tuple[Any, str, int]:
-    """(robosuite's environment, our name of the task, robomimic's time-out)."""
-    if env_args is None:
-        if name not in TASKS:
-            raise ConfigError(f"robomimic has no task '{name}'. {nearest(str(name), list(TASKS))}")
-        env_name, arms, horizon = TASKS[name]
-        return _make(env_name, {"robots": ["Panda"] * arms, "control_freq": 20}, shaped, False), name, horizon
-    env_name = str(env_args.get("env_name"))
-    label = next((ours for ours, (theirs, *_) in TASKS.items() if theirs == env_name), env_name)
-    if name not in (None, label):
-        raise ConfigError(f"task.name={name}, but env_args are of {label} (env_name {env_name!r}).")
-    kwargs = dict(env_args.get("env_kwargs", {}))
-    old = str(env_args.get("env_version", "1.4")) < "1.5"
-    if "controller_configs" in kwargs:
-        kwargs["controller_configs"] = controller_of(kwargs["controller_configs"])
-    if "mount_types" in kwargs:
-        kwargs["base_types"] = kwargs.pop("mount_types")
-    horizon = TASKS[label][2] if label in TASKS else 400
-    return _make(env_name, kwargs, shaped, old), label, horizon
-
-
-def _make(env_name: str, kwargs: dict[str, Any], shaped: bool, old: bool) -> Any:
-    fixed = {
-        "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "use_object_obs": True,
-        "ignore_done": True, "reward_shaping": shaped, "hard_reset": False, "renderer": "mujoco",
-        "lite_physics": not old,
-    }  # fmt: skip
-    dropped = (
-        "camera_names",
-        "camera_heights",
-        "camera_widths",
-        "camera_depths",
-        "camera_segmentations",
-        "render_gpu_device_id",
-    )
-    kwargs = {k: v for k, v in kwargs.items() if k not in dropped} | fixed
-    if env_name not in robosuite.environments.REGISTERED_ENVS:
-        known = nearest(env_name, list(robosuite.environments.REGISTERED_ENVS))
-        raise ConfigError(f"env_args.env_name: robosuite {robosuite.__version__} has no '{env_name}'. {known}")
-    try:
-        return robosuite.make(env_name, **kwargs)
-    except TypeError as e:
-        raise ConfigError(f"env_args.env_kwargs do not fit robosuite {robosuite.__version__}'s {env_name}: {e}") from e
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """robosuite 1.5 draws from numpy's global generator, which is lent to it and put back."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002

@@ -70,17 +70,18 @@ class Expert:
         return np.array(self.env.sim.data.site_xpos[self.env.robots[0].eef_site_id["right"]])
 
     @property
-    def _axes(self) -> np.ndarray:
+    def axes(self) -> np.ndarray:
+        """(3, 3) of the hand, world, in columns."""
         return np.array(self.env.sim.data.site_xmat[self.env.robots[0].eef_site_id["right"]]).reshape(3, 3)
 
     @property
     def yaw(self) -> float:
         """Direction of the hand's x axis in the plane, radians."""
-        return float(np.arctan2(self._axes[1, 0], self._axes[0, 0]))
+        return float(np.arctan2(self.axes[1, 0], self.axes[0, 0]))
 
     def _tilt(self) -> np.ndarray:
         """(2,) rotation about x and y that makes the hand point down again."""
-        return np.cross(self._axes[:, 2], [0.0, 0.0, -1.0])[:2]
+        return np.cross(self.axes[:, 2], [0.0, 0.0, -1.0])[:2]
 
     def body(self, name: str) -> tuple[np.ndarray, float]:
         """Position (3,) and yaw of a body."""
