@@ -11,10 +11,11 @@ import yaml
 
 from data.errors import ConfigError, DeftError, nearest
 
-READING: dict[str, Any] = {"keys": None, "hz": None, "mask": None}
+READING: dict[str, Any] = {"keys": None, "hz": None, "mask": None, "actions": None}
 READING_HELP = """  keys: null     {name: key, name: [key, key]}: other names for its arrays, or several vectors as one
   hz: null       actions per second, where its format does not say
-  mask: null     only the episodes of this filter key (robomimic: train, valid, ...)"""
+  mask: null     only the episodes of this filter key (robomimic: train, valid, ...)
+  actions: null  absolute: robomimic's absolute actions (actions_abs), their rotations as six numbers"""
 
 
 def options(words: Sequence[str], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def open_episodes(
     keys: Mapping[str, str | Sequence[str]] | None = None,
     hz: float | None = None,
     mask: str | None = None,
+    actions: str | None = None,
 ) -> Episodes:
     """A data set, read-only and in place; its format is told by its content, not by its name.
 
@@ -31,27 +32,28 @@ def open_episodes(
             "object"], "action": "actions_abs"}; all other keys keep their names.
         hz: actions per second, where the format does not say.
         mask: only the episodes of this filter key.
+        actions: "absolute": see ``View``.
 
     Raises:
         DataError: nothing there, no format that is known, or a data set that is damaged or does not hold what is asked
             for; names file and key.
     """
     source = _open(Path(path))
-    if keys or hz is not None or mask is not None:
-        return View(source, keys=keys, hz=hz, episodes=masked(source, mask) if mask is not None else None)
+    if keys or hz is not None or mask is not None or actions is not None:
+        episodes = masked(source, mask) if mask is not None else None
+        return View(source, keys=keys, hz=hz, episodes=episodes, actions=actions)
     return source
 
 
 def open_with(path: str | Path, options: Mapping[str, Any]) -> Episodes:
-    """``open_episodes`` with the ``keys``, ``hz`` and ``mask`` that a user gave, where any. Raises ConfigError too."""
+    """``open_episodes`` with the ``keys``, ``hz``, ``mask`` and ``actions`` that a user gave, where any. Raises ConfigError too."""
     keys, hz, mask = (options.get(name) for name in ("keys", "hz", "mask"))
     if keys is not None and not isinstance(keys, Mapping):
         raise ConfigError(f"keys={keys} must be of the form {{name: key, name: [key, key]}}.")
     if hz is not None and (not isinstance(hz, (int, float)) or isinstance(hz, bool)):
         raise ConfigError(f"hz={hz} must be a number of actions per second.")
-    return open_episodes(
-        path, keys=keys, hz=None if hz is None else float(hz), mask=None if mask is None else str(mask)
-    )
+    rate, words = None if hz is None else float(hz), {k: options.get(k) for k in ("mask", "actions")}
+    return open_episodes(path, keys=keys, hz=rate, **{k: None if v is None else str(v) for k, v in words.items()})
 
 
 def _open(path: Path) -> Episodes:

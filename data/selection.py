@@ -12,6 +12,7 @@ import numpy as np
 from data import checks
 from data.errors import ConfigError, DataError, nearest
 from data.guess import NOT_OBSERVED, action_range, guess_task
+from data.rotations import POSE, POSE_6D, poses_6d
 from data.source import Episodes, Rows
 from data.spec import FieldSpec, TaskSpec
 
@@ -82,6 +83,32 @@ class Picked(Rows):
         return None if found is None else (found[0], found[1][self._source_rows(np.arange(len(self)))])
 
 
+class SixD(Rows):
+    """Absolute actions with rotation vectors, (n, 7 k), as (n, 10 k): see ``data.rotations``."""
+
+    def __init__(self, rows: Rows) -> None:
+        width = rows.shape[-1] if len(rows.shape) == 2 else 0
+        if width == 0 or width % POSE:
+            raise DataError(
+                f"{rows.name} has steps of {rows.shape[1:]}; absolute actions are {POSE} numbers per arm: position, "
+                "rotation vector, gripper."
+            )
+        self.name, self.dtype, self._rows = rows.name, np.dtype(np.float64), rows
+        self.shape = (len(rows), width // POSE * POSE_6D)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop)."""
+        return poses_6d(self._rows.read(start, stop))
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Rows at any places."""
+        return poses_6d(self._rows.gather(rows))
+
+    def stamps(self) -> list[Any]:
+        """Those of the array."""
+        return ["6d", *self._rows.stamps()]
+
+
 class View(Episodes):
     """``source`` with options applied; its ``format`` and ``path`` are the source's."""
 
@@ -92,6 +119,7 @@ class View(Episodes):
         keys: Mapping[str, str | Sequence[str]] | None = None,
         hz: float | None = None,
         episodes: np.ndarray | None = None,
+        actions: str | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -100,6 +128,8 @@ class View(Episodes):
             keys: {name here: key there, or several whose vectors are joined}; all other keys keep their names.
             hz: actions per second, of a format that does not say.
             episodes: the numbers of those to show; None for all.
+            actions: "absolute": robomimic's absolute actions (``actions_abs``, or ``actions`` where its controller takes
+                such, or what ``keys`` says "action" is), their rotations as six numbers.
 
         Raises:
             DataError: a key or an episode that is not there, or a rate where another one is known.
@@ -112,6 +142,8 @@ class View(Episodes):
                 raise ConfigError(f"keys={{{name}: {wanted}}}: expected the key of {source.path}, or a list of keys.")
             found = [source.array(p) for p in parts]
             arrays[name] = found[0] if isinstance(wanted, str) else Joined(f"{source.path}/{name}", found)
+        if actions is not None:
+            arrays["action"] = _absolute(source, arrays, "action" in (keys or {}), actions)
         self.episode_ends, self._episode_meta = source.episode_ends, dict(source._episode_meta)
         if episodes is not None:
             wrong = episodes[(episodes < 0) | (episodes >= source.n_episodes)]
@@ -120,8 +152,21 @@ class View(Episodes):
             arrays = {k: Picked(a, source.runs(episodes)) for k, a in arrays.items()}
             self.episode_ends = np.cumsum((source.episode_ends - source.episode_starts)[episodes], dtype=np.int64)
             self._episode_meta = {k: v[episodes] for k, v in self._episode_meta.items()}
-        self._arrays = arrays
+        self._arrays, self._source, self._numbers = arrays, source, episodes
         self.task = self._task_of(source, dict(keys or {}), hz)
+        if actions is not None and self.task is not None:
+            low, high = action_range(self.array("action"))
+            self.task = dataclasses.replace(
+                self.task,
+                action=FieldSpec(self.shape("action"), "float64", "action"),
+                action_low=low,
+                action_high=high,
+                env_args={**self.task.env_args, "actions": actions} if self.task.env_args else {},
+            )
+
+    def scene(self, i: int) -> str | None:
+        """The source's."""
+        return self._source.scene(i if self._numbers is None else int(self._numbers[i]))
 
     def _task_of(self, source: Episodes, keys: dict[str, Any], hz: float | None) -> TaskSpec | None:
         if (task := source.task) is None:
@@ -137,7 +182,14 @@ class View(Episodes):
             if keys.get("action", "action") != "action":
                 action = FieldSpec(self.shape("action"), self.dtype("action").name, "action")
                 low, high = action_range(self.array("action"))
-            task = dataclasses.replace(task, obs=seen, action=action, action_low=low, action_high=high)
+            env_args = task.env_args
+            if env_args.get("suite") == "robomimic":  # which finds them in its simulation by the same names
+                before = env_args.get("keys", {})
+                named = {k: _through(before, v) for k, v in keys.items() if k in seen}
+                env_args = {**env_args, "keys": {**before, **named}}
+            task = dataclasses.replace(
+                task, obs=seen, action=action, action_low=low, action_high=high, env_args=env_args
+            )
         if hz is not None:
             if not hz > 0 or (task is not None and task.control_hz not in (0.0, hz)):
                 known = f"{task.control_hz:g} actions per second" if task else "no rate"
@@ -153,6 +205,45 @@ def masked(source: Episodes, mask: str) -> np.ndarray:
         known = nearest(mask, masks) if masks else "It has none."
         raise DataError(f"{source.path} has no mask/{mask}. {known}")
     return np.flatnonzero(source.episode_meta(f"mask_{mask}"))
+
+
+def _through(before: Mapping[str, Any], wanted: str | Sequence[str]) -> str | list[str]:
+    """``wanted`` in the names that ``before`` gave other names to."""
+    if isinstance(wanted, str):
+        return before.get(wanted, wanted)
+    found = [before.get(w, w) for w in wanted]
+    return [name for part in found for name in ([part] if isinstance(part, str) else part)]
+
+
+def _absolute(source: Episodes, arrays: Mapping[str, Rows], chosen: bool, actions: str) -> Rows:
+    if actions != "absolute":
+        raise ConfigError(f"actions={actions}: expected absolute, or null for the actions as they are.")
+    env_args = source.task.env_args if source.task else {}
+    if env_args.get("actions") == "absolute":
+        raise ConfigError(
+            f"{source.path} holds absolute actions with 6-D rotations already; leave out actions=absolute."
+        )
+    if chosen or takes_poses(env_args.get("env_args", {})):
+        return SixD(arrays["action"])
+    if "actions_abs" not in arrays:
+        raise DataError(
+            f"{source.path} has no actions_abs, the absolute actions of its delta actions: robomimic's script "
+            "robosuite_add_absolute_actions.py writes them; or say which key they are: keys={action: KEY}."
+        )
+    return SixD(arrays["actions_abs"])
+
+
+def takes_poses(env_args: Any) -> bool:
+    """Whether the controller in robomimic's ``env_args`` takes absolute actions."""
+    kwargs = env_args.get("env_kwargs") if isinstance(env_args, Mapping) else None
+    config = kwargs.get("controller_configs") if isinstance(kwargs, Mapping) else None
+    config = config[0] if isinstance(config, list) and config else config
+    if not isinstance(config, Mapping):
+        return False
+    parts = config.get("body_parts")
+    parts = {**parts, **parts.get("arms", {})} if isinstance(parts, Mapping) else {"right": config}
+    arm = parts.get("right")
+    return isinstance(arm, Mapping) and (arm.get("control_delta") is False or arm.get("input_type") == "absolute")
 
 
 def _flat(rows: np.ndarray) -> np.ndarray:

@@ -163,6 +163,10 @@ class Episodes:
         start, end = int(self.episode_starts[i]), int(self.episode_ends[i])
         return {k: self.array(k).read(start, end) for k in (self.keys if keys is None else keys)}
 
+    def scene(self, i: int) -> str | None:
+        """XML of the simulated scene of episode ``i``, where the format keeps it."""
+        return None
+
     def locate(self, row: int) -> tuple[int, int]:
         """(episode, step in that episode) of a row of ``array(key)``."""
         episode = int(np.searchsorted(self.episode_ends, row, side="right"))

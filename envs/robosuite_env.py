@@ -62,7 +62,8 @@ class RobosuiteEnv:
         Args:
             name: one of ``TASKS``; or None, with ``env_args``.
             obs: robosuite's names (robot0_eef_pos, ...); "object", all it tells of objects; "state", each robot's
-                ``ROBOT_KEYS`` and the objects side by side; rgb_<camera>, or robomimic's <camera>_image.
+                ``ROBOT_KEYS`` and the objects side by side; rgb_<camera>, or robomimic's <camera>_image; "states", the
+                simulator's own state in float64, for demonstrations that can be replayed.
             env_args: of a robomimic file: {"env_name": ..., "env_version": ..., "env_kwargs": {...}}.
             episode_length: control steps until the time-out; None: robomimic's.
             reward: "sparse" is 1 at the first success, else 0; "dense" is robosuite's shaped one.
@@ -93,7 +94,7 @@ class RobosuiteEnv:
         if self._expert is not None:
             self.expert_action = self._expert_action  # ScriptedEnv, where there is one
         with seeded(0):
-            self._seen = self._sim_env.reset()
+            self._see(self._sim_env.reset())
         self._steps, self._succeeded = 0, False
         size = POSE_6D * self._n_robots if self._absolute else int(self._sim_env.action_dim)
         bound = REACH if self._absolute else 1.0
@@ -117,7 +118,7 @@ class RobosuiteEnv:
     def reset(self, seed: int) -> Frame:
         """Begin the episode of ``seed``."""
         with seeded(seed):
-            self._seen = self._sim_env.reset()
+            self._see(self._sim_env.reset())
         if self._expert is not None:
             self._expert.reset()
         self._steps, self._succeeded = 0, False
@@ -126,7 +127,8 @@ class RobosuiteEnv:
     def step(self, action: np.ndarray) -> StepResult:
         """Execute one (Da,) action."""
         action = check_action(action, self.spec).astype(np.float64)
-        self._seen, dense, _, _ = self._sim_env.step(poses_vector(action) if self._absolute else action)
+        seen, dense, _, _ = self._sim_env.step(poses_vector(action) if self._absolute else action)
+        self._see(seen)
         self._steps += 1
         success = bool(self._sim_env._check_success())
         first = success and not self._succeeded
@@ -169,7 +171,13 @@ class RobosuiteEnv:
             )
         self._sim_env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._sim_env.sim.forward()
-        self._seen = self._sim_env._get_observations(force_update=True)
+        if scene is None:  # the arm rests towards where its episode began
+            for robot in self._sim_env.robots:
+                for arm in robot.arms:
+                    part = robot.part_controllers[arm]
+                    part.update(force=True)
+                    part.update_initial_joints(part.joint_pos)
+        self._see(self._sim_env._get_observations(force_update=True))
         self._steps, self._succeeded = 0, False
         return self.observe()
 
@@ -214,6 +222,9 @@ class RobosuiteEnv:
             [self._expert.hand + FULL_STEP * delta[:3], six_of_matrix(turned), delta[6:]], dtype=np.float32
         )
 
+    def _see(self, values: Mapping[str, np.ndarray]) -> None:
+        self._seen = {**values, "states": self.sim_state()}
+
     def _look(self) -> None:
         """At the model and the data that the simulation has now."""
         self.model, self.data = self._sim_env.sim.model._model, self._sim_env.sim.data._data
@@ -230,7 +241,7 @@ class RobosuiteEnv:
             if field.kind == "rgb":
                 frame[key] = self.render(self._size, self._size, self._camera(key))
             else:
-                frame[key] = np.concatenate([np.ravel(values[n]) for n in self._names(key)]).astype(np.float32)
+                frame[key] = np.concatenate([np.ravel(values[n]) for n in self._names(key)]).astype(field.dtype)
         return frame
 
     def _names(self, key: str) -> list[str]:
@@ -259,7 +270,8 @@ class RobosuiteEnv:
                 cameras = [f"rgb_{self.model.camera(i).name}" for i in range(self.model.ncam)]
                 known = ["state", "object", *self._seen, *cameras]
                 raise ConfigError(f"robosuite has no observation '{name}' here. {nearest(name, known)}")
-        return FieldSpec((sum(np.size(self._seen[n]) for n in self._names(key)),), "float32", "state")
+        dtype = "float64" if self._names(key) == ["states"] else "float32"
+        return FieldSpec((sum(np.size(self._seen[n]) for n in self._names(key)),), dtype, "state")
 
 
 def _camera_of(key: str) -> str:

@@ -8,7 +8,7 @@
                                              -> "reward", "done", "states", "actions_abs", "action_dict.<key>", ...
     mask/<name>                 names of the episodes that belong to a filter key -> episode_meta("mask_<name>")
 
-``next_obs`` and the scene's XML (model_file) are not shown. What the file does not say is as ``data.guess`` has it; the
+``next_obs`` is not shown, and the scene's XML (model_file) by ``scene`` only. What the file does not say is as ``data.guess`` has it; the
 control rate is robosuite's ``control_freq`` in ``env_args``. Files that Deft wrote also hold our own metadata.
 
 Episodes are in the order of their numbers. Read with h5py (extra "hdf5").
@@ -64,6 +64,12 @@ class RobomimicEpisodes(Episodes):
                 raise
             except Exception as e:  # h5py says what is corrupt by exceptions of every kind
                 raise DataError(f"{path} cannot be read: {reason(e)}. It is cut off or corrupt; copy it again.") from e
+
+    def scene(self, i: int) -> str | None:
+        """The attribute ``model_file`` of episode ``i``."""
+        with open_hdf5(self.path) as file:
+            xml = file[f"data/{self.demos[i]}"].attrs.get("model_file")
+        return None if xml is None else text(xml)
 
     def _read_outline(self, file: Any) -> None:
         data = _group(file, "data", self.path)

@@ -71,7 +71,8 @@ def _write_episode(file: Any, where: str, source: Episodes, i: int, task: TaskSp
     demo = file.create_group(where)
     for key in source.keys:
         rows = source.array(key)
-        name = f"obs/{key}" if key in task.obs else _NAMES.get(key, key)
+        observed = key in task.obs and key != "states"  # the simulator's, which robomimic keeps beside them
+        name = f"obs/{key}" if observed else _NAMES.get(key, key)
         # Pictures and clouds are compressed, a few rows at a time; vectors lie as they are, so any reader is quick.
         large = rows.row_bytes > 4096
         chunks = (max(1, min(n, (1 << 18) // rows.row_bytes)), *rows.shape[1:]) if large else None
@@ -79,7 +80,7 @@ def _write_episode(file: Any, where: str, source: Episodes, i: int, task: TaskSp
         dataset = demo.create_dataset(name, (n, *rows.shape[1:]), rows.dtype, **options)
         for a, b, _ in rows.blocks(start, stop):
             dataset[a - start : b - start] = rows.read(a, b)
-        if key in task.obs:
+        if observed:
             _one_step_later(demo, f"next_obs/{key}", dataset)
     if "reward" not in source.keys:
         success = source.array("success").read(start, stop).reshape(n, -1)[:, 0] if "success" in source.keys else 0
