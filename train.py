@@ -47,7 +47,7 @@ from launch.history import History, crossed
 from launch.privileged import critic_features, unrecorded, with_observations
 from launch.run import Run
 from launch.session import Session
-from launch.start import read_config, start_accelerator
+from launch.start import check_value_range, read_config, start_accelerator
 from launch.terminal import Bar, Interrupted, StopSignal, console, run_main
 from policies.build import build_policy, normaliser_modes
 from policies.checkpoint import wrapped_config
@@ -168,6 +168,7 @@ class FineTuning(Session):
             raise ConfigError(f"algo={algo['name']} trains in one process; leave out accelerate launch.")
         torch.manual_seed(config["seed"])
         self.base, task, store = self.start_from(config, accelerator)
+        check_value_range(algo, task.env_args)
         super().__init__(config, run, accelerator, task, store)
         options = {k: v for k, v in algo.items() if k not in LOOP_OPTIONS}
         self.critic_obs: list[str] = algo.get("critic_obs") or []

@@ -46,8 +46,12 @@ def open_episodes(
 
 
 def open_with(path: str | Path, options: Mapping[str, Any]) -> Episodes:
-    """``open_episodes`` with the ``keys``, ``hz``, ``mask`` and ``actions`` that a user gave, where any. Raises ConfigError too."""
-    keys, hz, mask = (options.get(name) for name in ("keys", "hz", "mask"))
+    """``open_episodes`` with the ``keys``, ``hz``, ``mask`` and ``actions`` of a user, where any.
+
+    Raises:
+        ConfigError: one of the wrong kind; and what ``open_episodes`` raises.
+    """
+    keys, hz = options.get("keys"), options.get("hz")
     if keys is not None and not isinstance(keys, Mapping):
         raise ConfigError(f"keys={keys} must be of the form {{name: key, name: [key, key]}}.")
     if hz is not None and (not isinstance(hz, (int, float)) or isinstance(hz, bool)):

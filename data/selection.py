@@ -128,8 +128,8 @@ class View(Episodes):
             keys: {name here: key there, or several whose vectors are joined}; all other keys keep their names.
             hz: actions per second, of a format that does not say.
             episodes: the numbers of those to show; None for all.
-            actions: "absolute": robomimic's absolute actions (``actions_abs``, or ``actions`` where its controller takes
-                such, or what ``keys`` says "action" is), their rotations as six numbers.
+            actions: "absolute": robomimic's absolute actions (``actions_abs``; ``actions`` where its controller takes
+                such; or what ``keys`` says "action" is), their rotations as six numbers.
 
         Raises:
             DataError: a key or an episode that is not there, or a rate where another one is known.
@@ -220,9 +220,7 @@ def _absolute(source: Episodes, arrays: Mapping[str, Rows], chosen: bool, action
         raise ConfigError(f"actions={actions}: expected absolute, or null for the actions as they are.")
     env_args = source.task.env_args if source.task else {}
     if env_args.get("actions") == "absolute":
-        raise ConfigError(
-            f"{source.path} holds absolute actions with 6-D rotations already; leave out actions=absolute."
-        )
+        raise ConfigError(f"{source.path} holds absolute actions with 6-D rotations already; leave out actions.")
     if chosen or takes_poses(env_args.get("env_args", {})):
         return SixD(arrays["action"])
     if "actions_abs" not in arrays:

@@ -104,6 +104,21 @@ class ScriptedEnv(Env, Protocol):
 
 
 @runtime_checkable
+class RestorableEnv(Env, Protocol):
+    """A simulation that goes on from a recorded state: what demonstrations of other people are replayed in."""
+
+    n_positions: int
+
+    def sim_state(self) -> np.ndarray:
+        """(1 + n_positions + n_velocities,) float64: time, positions, velocities, as robomimic's ``states``."""
+        ...
+
+    def restore(self, state: np.ndarray, scene: str | None = None) -> Frame:
+        """Go on from ``state``, in the scene of the XML ``scene``, or of the environment. Raises ContractError."""
+        ...
+
+
+@runtime_checkable
 class RealTimeEnv(Env, Protocol):
     """An environment that goes on between two calls of ``step``: it has to be told a whole chunk beforehand."""
 

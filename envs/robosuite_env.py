@@ -229,6 +229,7 @@ class RobosuiteEnv:
         """At the model and the data that the simulation has now."""
         self.model, self.data = self._sim_env.sim.model._model, self._sim_env.sim.data._data
         self.model.geom_rgba[self.model.geom_group == 0, 3] = 0.0  # what collides is not what is seen
+        self.n_positions = int(self.model.nq)
         self._renderer, self._rays_ready = SceneRenderer(self.model, self.data), False
 
     def _pose(self, moment: _Moment) -> None:

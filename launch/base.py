@@ -110,7 +110,8 @@ def base_and_demos(config: dict[str, Any], accelerator: Accelerator) -> tuple[Po
         raise DataError(f"The base's demonstrations are no longer at {source}. Give data.path=...{without}.")
     if config["data"]["path"] is None:
         config["data"]["n_demos"] = len(config["base_demo_seeds"]) or config["data"]["n_demos"]
-    seen = config["data"] if config["data"]["path"] is not None else trained_on
+    given = {k: v for k, v in config["data"].items() if k in ("keys", "hz", "mask", "actions") and v is not None}
+    seen = {**trained_on, "mask": None, **given} if config["data"]["path"] is not None else trained_on
     return policy, task, open_with(path, seen)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from accelerate import Accelerator
 
 from data.cache import decoded_dtype
 from data.episodes import EpisodeStore
-from data.errors import ConfigError
+from data.errors import ConfigError, ContractError
 from data.opening import open_with
 from data.source import Episodes
 from data.spec import TaskSpec
@@ -78,7 +79,8 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
                     "eval.n_episodes=0, and measure by python -m real_robot.deploy; or evaluate on the robot, with "
                     "task=live task.server=ws://... (python -m real_robot.live)."
                 )
-            make_env(task.env_args).close()  # an environment that cannot be made shows here, before any work
+            with closing(make_env(task.env_args)) as env:  # what cannot be made, or does not fit, shows before any work
+                task = in_environment(data["path"], task, env.spec)
         return store, task
     if is_live(config["task"]):
         raise ConfigError(
@@ -105,6 +107,26 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
     return store, store.task
 
 
+def in_environment(path: Path | str, task: TaskSpec, env: TaskSpec) -> TaskSpec:
+    """``task`` of a data set with the action range of the environment that it names.
+
+    Raises:
+        ContractError: the environment shows, takes or times something else than was recorded; names all of it.
+    """
+    if env.action_low <= task.action_low and task.action_high <= env.action_high:
+        task = dataclasses.replace(task, action_low=env.action_low, action_high=env.action_high)
+    differences = task.differences(env)
+    if task.control_hz and env.control_hz and task.control_hz != env.control_hz:
+        differences.append(f"{env.control_hz:g} actions per second, expected {task.control_hz:g}")
+    if differences:
+        made = ", ".join(f"{name} {number}" for name, number in env.versions.items())
+        raise ContractError(
+            f"{path}: the environment it names, {env.name}{f' ({made})' if made else ''}, is not what it was recorded "
+            f"in: {'; '.join(differences)}. Train with eval.n_episodes=0, or choose other keys."
+        )
+    return task
+
+
 def chosen_part(store: Episodes, keys: list[str]) -> TaskSpec:
     """The task of ``store`` with the observations ``keys`` only; "rgb" and "depth" stand for those of every camera."""
     if store.task is None:
@@ -125,4 +147,7 @@ def chosen_part(store: Episodes, keys: list[str]) -> TaskSpec:
     if store.task.env_args.get("suite") in (None, "robomimic"):  # recorded elsewhere, often in float64
         chosen = {k: dataclasses.replace(f, dtype=decoded_dtype(np.dtype(f.dtype)).name) for k, f in chosen.items()}
     env_args = {**store.task.env_args, "obs": list(chosen)}
+    pictures = [f.shape for f in chosen.values() if f.kind == "rgb"]
+    if env_args.get("suite") == "robomimic" and pictures:
+        env_args["image_size"] = pictures[0][0]
     return dataclasses.replace(store.task, obs=chosen, env_args=env_args)

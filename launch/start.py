@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -28,6 +28,8 @@ def read_config(argv: list[str], fine_tuners: Collection[str]) -> tuple[dict[str
         config = Run.config_of(config["resume"])
     elif config["algo"]["name"] in fine_tuners:
         config = adopt_base(config, argv)
+    if config["data"]["path"] is None:  # otherwise its environment tells
+        check_value_range(config["algo"], config["task"])
     check_at_least(1, config, ["n_obs_steps", "horizon", "n_action_steps", "log.every", "data.n_demos"])
     names = ("train_steps", "batch_size", "save_every", "env_steps", "n_envs")
     check_at_least(1, config, [f"algo.{name}" for name in names if name in config["algo"]])
@@ -44,6 +46,16 @@ def read_config(argv: list[str], fine_tuners: Collection[str]) -> tuple[dict[str
     if config["precision"] not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"precision is auto, fp32 or bf16, not '{config['precision']}'.")
     return config, resumed
+
+
+def check_value_range(algo: Mapping[str, Any], env_args: Mapping[str, Any]) -> None:
+    """Raises ConfigError where critics would be held to a sparse reward's returns while the reward is a dense one."""
+    if env_args.get("reward") == "dense" and algo.get("value_high") == 1.0:
+        raise ConfigError(
+            f"algo={algo['name']} holds its critics' values to [{algo['value_low']}, {algo['value_high']}], which is what "
+            "a sparse reward returns, but the task's reward is dense: give algo.value_low=null algo.value_high=null (or "
+            "what its returns lie between), or task.reward=sparse."
+        )
 
 
 def start_accelerator(config: dict[str, Any]) -> Accelerator:

@@ -8,8 +8,9 @@
                                              -> "reward", "done", "states", "actions_abs", "action_dict.<key>", ...
     mask/<name>                 names of the episodes that belong to a filter key -> episode_meta("mask_<name>")
 
-``next_obs`` is not shown, and the scene's XML (model_file) by ``scene`` only. What the file does not say is as ``data.guess`` has it; the
-control rate is robosuite's ``control_freq`` in ``env_args``. Files that Deft wrote also hold our own metadata.
+``next_obs`` is not shown, and the scene's XML (model_file) by ``scene`` only. What the file does not say is as
+``data.guess`` has it; the control rate is robosuite's ``control_freq`` in ``env_args``. Files that Deft wrote also hold
+our own metadata.
 
 Episodes are in the order of their numbers. Read with h5py (extra "hdf5").
 """
