@@ -60,18 +60,22 @@ def poses_6d(actions: np.ndarray) -> np.ndarray:
     """(..., 7 n) position, rotation vector, gripper of n arms -> (..., 10 n) with six numbers for the rotation."""
     arms = _arms(actions, POSE)
     six = six_of_matrix(matrix_of_vector(arms[..., 3:6]))
-    return np.concatenate([arms[..., :3], six, arms[..., 6:]], -1).reshape(*actions.shape[:-1], -1)
+    return _flat(np.concatenate([arms[..., :3], six, arms[..., 6:]], -1))
 
 
 def poses_vector(actions: np.ndarray) -> np.ndarray:
     """Inverse of ``poses_6d``: (..., 10 n) -> (..., 7 n)."""
     arms = _arms(actions, POSE_6D)
     vector = vector_of_matrix(matrix_of_six(arms[..., 3:9]))
-    return np.concatenate([arms[..., :3], vector, arms[..., 9:]], -1).reshape(*actions.shape[:-1], -1)
+    return _flat(np.concatenate([arms[..., :3], vector, arms[..., 9:]], -1))
 
 
 def _arms(actions: np.ndarray, size: int) -> np.ndarray:
     actions = np.asarray(actions, np.float64)
     if actions.shape[-1] == 0 or actions.shape[-1] % size:
         raise DataError(f"Absolute actions are {size} numbers per arm, got {actions.shape[-1]} per step.")
-    return actions.reshape(*actions.shape[:-1], -1, size)
+    return actions.reshape(*actions.shape[:-1], actions.shape[-1] // size, size)
+
+
+def _flat(arms: np.ndarray) -> np.ndarray:
+    return arms.reshape(*arms.shape[:-2], arms.shape[-2] * arms.shape[-1])

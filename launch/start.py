@@ -52,8 +52,8 @@ def check_value_range(algo: Mapping[str, Any], env_args: Mapping[str, Any]) -> N
     """Raises ConfigError where critics would be held to a sparse reward's returns while the reward is a dense one."""
     if env_args.get("reward") == "dense" and algo.get("value_high") == 1.0:
         raise ConfigError(
-            f"algo={algo['name']} holds its critics' values to [{algo['value_low']}, {algo['value_high']}], which is what "
-            "a sparse reward returns, but the task's reward is dense: give algo.value_low=null algo.value_high=null (or "
+            f"algo={algo['name']} holds its critics' values to [{algo['value_low']}, {algo['value_high']}], what a "
+            "sparse reward returns, but the task's reward is dense: give algo.value_low=null algo.value_high=null (or "
             "what its returns lie between), or task.reward=sparse."
         )
 

@@ -7,12 +7,21 @@ import json
 import numpy as np
 import pytest
 
+pytest.importorskip("h5py", reason="pip install 'deft[hdf5]'")
 pytest.importorskip("robosuite", reason="pip install 'deft[robosuite]'")
 
-from data.errors import ConfigError
-from envs.base import ScriptedEnv
+import h5py
+
+from data.convert import convert
+from data.errors import ConfigError, ContractError, DataError
+from data.opening import open_episodes
+from data.rotations import matrix_of_six, matrix_of_vector, poses_vector
+from envs.base import RestorableEnv, ScriptedEnv
+from envs.collect import collect_demos
 from envs.make import make_env
+from envs.replay import replay_all
 from envs.robosuite_controllers import controller_of
+from launch.demos import chosen_part, in_environment
 from tests.envs.env_contract import EnvContract
 
 LIFT = {"suite": "robomimic", "name": "lift", "obs": ["state"]}
@@ -78,7 +87,7 @@ def test_controllers_are_translated_or_refused_by_name():
     assert controller_of([OLD, OLD]) == [controller_of(OLD)] * 2
     for change, named in (
         ({"type": "JOINT_VELOCITY"}, "type='JOINT_VELOCITY'"),
-        ({"control_delta": False}, "control_delta"),
+        ({"control_delta": False}, r"control_delta=false.*task\.actions=absolute"),
         ({"position_limits": [[0], [1]]}, "position_limits"),
         ({"stiffness": 3}, "stiffness"),
     ):
@@ -101,6 +110,123 @@ def test_what_it_does_not_have_is_named():
 
 def test_no_expert_no_demonstrations():
     assert not isinstance(make_env({**LIFT, "name": "tool_hang"}), ScriptedEnv)
+
+
+KEYS = ["robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """(zarr, what ``data.convert`` makes of it, the same as robomimic 0.3 writes it) of two demonstrations of lift."""
+    folder = tmp_path_factory.mktemp("lift")
+    store = collect_demos({**LIFT, "obs": [*KEYS, "states"]}, folder / "lift.zarr", 2, first_seed=7, n_workers=0)
+    convert(store, folder / "lift.hdf5", "robomimic")
+    convert(store, folder / "theirs.hdf5", "robomimic")
+    env = make_env(LIFT)
+    with h5py.File(folder / "theirs.hdf5", "a") as file:
+        data = file["data"]
+        ours = json.loads(data.attrs["env_args"])
+        assert (ours["env_name"], ours["type"], ours["env_kwargs"]["control_freq"]) == ("Lift", 1, 20)
+        assert "states" in data["demo_0"]
+        assert "states" not in data["demo_0/obs"]
+        del data.attrs["deft"]
+        data.attrs["env_args"] = json.dumps({k: v for k, v in ENV_ARGS.items() if k != "env_version"})
+        for demo in data.values():
+            demo.attrs["model_file"] = env._sim_env.sim.model.get_xml()
+            demo["actions_abs"] = absolute_of(env, demo["states"][:], demo["actions"][:])
+    return [folder / name for name in ("lift.zarr", "lift.hdf5", "theirs.hdf5")]
+
+
+def absolute_of(env, states, actions):
+    """(T, 7) where the controller is sent by (T, 7) displacements."""
+    out = []
+    for state, action in zip(states, actions, strict=True):
+        env.restore(state)
+        turned = matrix_of_vector(0.5 * action[3:6].astype(float)) @ env._expert.axes
+        six = np.concatenate([env._expert.hand + 0.05 * action[:3], turned[:2].ravel(), action[6:]])
+        out.append(poses_vector(six))
+    return np.array(out)
+
+
+def test_demonstrations_are_replayed(recorded, tmp_path):
+    zarr, ours, theirs = recorded
+    for path, scene, within in ((zarr, False, 1e-4), (ours, False, 1e-4), (theirs, True, 0.1)):
+        results = replay_all(open_episodes(path))
+        assert [(r.success, r.recorded, r.scene) for r in results] == [(True, True, scene)] * 2
+        assert max(r.deviation for r in results) < within
+    by_seed = collect_demos({**LIFT, "obs": KEYS}, tmp_path / "seeds.zarr", 1, first_seed=7, n_workers=0)
+    (result,) = replay_all(by_seed)
+    assert result.success
+    assert result.deviation == 0
+    with h5py.File(theirs) as file, h5py.File(tmp_path / "bad.hdf5", "w") as bad:
+        file.copy("data", bad)
+        first = bad["data/demo_0"]
+        first["actions"][:] = 0.0
+        first.attrs["model_file"] = "<mujoco><worldbody/></mujoco>"
+        bad["data/demo_1/states"][0, 1] += 1.0
+    wrong = replay_all(open_episodes(tmp_path / "bad.hdf5"))
+    assert [r.scene for r in wrong] == [False, False]
+    assert not wrong[0].success
+    assert wrong[1].deviation > 0.3
+    with h5py.File(tmp_path / "bad.hdf5", "a") as bad:
+        for demo in bad["data"].values():
+            del demo["states"]
+    with pytest.raises(DataError, match="neither simulator states .* nor the seeds"):
+        for demo in (file := h5py.File(tmp_path / "bad.hdf5", "a"))["data"].values():
+            demo.attrs.pop("seed", None)
+        file.close()
+        replay_all(open_episodes(tmp_path / "bad.hdf5"))
+
+
+def test_restores_a_state():
+    env = make_env({**LIFT, "obs": ["states", "object"]})
+    assert isinstance(env, RestorableEnv)
+    first = env.reset(2)
+    for _ in range(3):
+        env.step(np.ones(7))
+    np.testing.assert_allclose(env.restore(first["states"])["object"], first["object"], atol=1e-5)
+    with pytest.raises(ContractError, match=r"state is \(31,\), but this simulation's is \(32,\)"):
+        env.restore(first["states"][1:])
+
+
+def test_a_files_environment_must_be_what_was_recorded(recorded):
+    theirs = recorded[2]
+    task = chosen_part(open_episodes(theirs, keys={"state": KEYS}), ["state"])
+    env = make_env(task.env_args)
+    fitted = in_environment(theirs, task, env.spec)
+    assert fitted.differences(env.spec) == []
+    demo = open_episodes(theirs, keys={"state": KEYS}).episode(0)
+    env.restore(demo["states"][0])
+    np.testing.assert_allclose(env.observe()["state"], demo["state"][0], atol=1e-4)
+    swapped = make_env(chosen_part(open_episodes(theirs, keys={"x": ["object", "robot0_eef_pos"]}), ["x"]).env_args)
+    frame = swapped.restore(demo["states"][0])["x"]
+    np.testing.assert_allclose(frame, np.concatenate([demo["object"][0], demo["robot0_eef_pos"][0]]), atol=1e-4)
+    other = make_env({**LIFT, "name": "can"}).spec
+    with pytest.raises(ContractError, match=r"theirs.hdf5.*robomimic/can.*'state' is \(23,\).*expected \(19,\)"):
+        in_environment(theirs, task, other)
+    with pytest.raises(ConfigError, match="no observation 'reward'"):
+        make_env(chosen_part(open_episodes(theirs, keys={"state": ["object", "reward"]}), ["state"]).env_args)
+
+
+def test_absolute_actions(recorded):
+    source = open_episodes(recorded[2], actions="absolute")
+    assert source.task is not None
+    assert source.task.action.shape == (10,)
+    results = replay_all(source)
+    assert all(r.success for r in results)
+    env = make_env({**LIFT, "actions": "absolute"})
+    assert succeeds(env, 3)
+    env.reset(3)
+    action = env.expert_action()
+    assert action.shape == env.spec.action.shape == (10,)
+    np.testing.assert_allclose(matrix_of_six(action[3:9])[:2].ravel(), action[3:9], atol=1e-5)
+    for _ in range(40):  # held, it gets there
+        env.step(action)
+    np.testing.assert_allclose(env._expert.hand, action[:3], atol=0.01)
+    with pytest.raises(DataError, match="no actions_abs.*robosuite_add_absolute_actions"):
+        open_episodes(recorded[1], actions="absolute")
+    with pytest.raises(ConfigError, match="actions=relative"):
+        open_episodes(recorded[2], actions="relative")
 
 
 @pytest.mark.slow
