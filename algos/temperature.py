@@ -63,8 +63,8 @@ class Temperature:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything."""
-        return {"won": self.won.copy(), "lost": self.lost.copy(), "arm": self.arm.copy()}
+        return {"won": self.won.tolist(), "lost": self.lost.tolist(), "arm": self.arm.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``."""
-        self.won, self.lost, self.arm = (state[name].copy() for name in ("won", "lost", "arm"))
+        self.won, self.lost, self.arm = (np.array(state[name]) for name in ("won", "lost", "arm"))

@@ -97,6 +97,16 @@ def test_training_finds_the_temperature_at_which_the_base_succeeds(make_base):
     assert torch.equal(bandit.now, before)
 
 
+def test_its_state_needs_no_unpickling(make_base, tmp_path):
+    bandit = Temperature(make_base(), [1.0, 0.0], 2)
+    bandit.add(1, True)
+    torch.save(bandit.state_dict(), tmp_path / "state.pt")
+    again = Temperature(make_base(), [1.0, 0.0], 2)
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert again.won.tolist() == [1.0, 0.0]
+    assert (again.best, again.arm.dtype) == (bandit.best, np.int64)
+
+
 def test_what_has_no_noise_has_no_temperature(make_base):
     base = make_base()
     assert Temperature(ResidualPolicy(base), [1.0, 0.0], 1).arms == [1.0]

@@ -20,9 +20,8 @@ NUMBER = st.one_of(st.floats(-1e3, 1e3), st.sampled_from([0.0, 1.0, -1.0, 1e-30,
 
 
 def assert_rotation(matrix):
-    np.testing.assert_allclose(
-        matrix @ np.swapaxes(matrix, -1, -2), np.broadcast_to(np.eye(3), matrix.shape), atol=1e-9
-    )
+    one = np.broadcast_to(np.eye(3), matrix.shape)
+    np.testing.assert_allclose(matrix @ np.swapaxes(matrix, -1, -2), one, atol=1e-9)
     np.testing.assert_allclose(np.linalg.det(matrix), 1.0, atol=1e-9)
 
 

@@ -7,6 +7,8 @@ import signal
 
 import pytest
 
+from data.errors import ConfigError
+from launch.start import check_value_range
 from tests.entry.commands import EVAL_KEYS, assert_refused, assert_same_run, lines, result, words
 
 BASE = words("""
@@ -44,6 +46,15 @@ def diffusion_base(server, root, tmp_path_factory):
     run = tmp_path_factory.mktemp("diffusion") / "run"
     server.train(*BASE, "policy=diffusion", f"data.root={root}", f"run_dir={run}")
     return run
+
+
+def test_a_dense_reward_is_not_clamped(server, root, tmp_path):
+    dense = ["algo=rlpd", *FROM_NOTHING, "task.reward=dense", f"data.root={root}", f"run_dir={tmp_path / 'run'}"]
+    assert_refused(server.run("train.py", *dense), "values to [0.0, 1.0]", "algo.value_low=null algo.value_high=null")
+    with pytest.raises(ConfigError, match="dense"):
+        check_value_range({"name": "dsrl", "value_low": 0.0, "value_high": 1.0}, {"reward": "dense"})
+    check_value_range({"name": "dsrl", "value_low": None, "value_high": None}, {"reward": "dense"})
+    check_value_range({"name": "dsrl", "value_low": 0.0, "value_high": 1.0}, {"reward": "sparse"})
 
 
 @pytest.mark.parametrize("algo", OPTIONS)

@@ -149,8 +149,8 @@ def absolute_of(env, states, actions):
 
 
 def test_demonstrations_are_replayed(recorded, tmp_path):
-    zarr, ours, theirs = recorded
-    for path, scene, within in ((zarr, False, 1e-4), (ours, False, 1e-4), (theirs, True, 0.1)):
+    _, ours, theirs = recorded
+    for path, scene, within in ((ours, False, 1e-4), (theirs, True, 0.1)):
         results = replay_all(open_episodes(path))
         assert [(r.success, r.recorded, r.scene) for r in results] == [(True, True, scene)] * 2
         assert max(r.deviation for r in results) < within
@@ -170,11 +170,8 @@ def test_demonstrations_are_replayed(recorded, tmp_path):
     assert wrong[1].deviation > 0.3
     with h5py.File(tmp_path / "bad.hdf5", "a") as bad:
         for demo in bad["data"].values():
-            del demo["states"]
-    with pytest.raises(DataError, match="neither simulator states .* nor the seeds"):
-        for demo in (file := h5py.File(tmp_path / "bad.hdf5", "a"))["data"].values():
-            demo.attrs.pop("seed", None)
-        file.close()
+            del demo["states"], demo.attrs["seed"]
+    with pytest.raises(DataError, match=r"neither simulator states .* nor the seeds"):
         replay_all(open_episodes(tmp_path / "bad.hdf5"))
 
 
@@ -212,8 +209,8 @@ def test_absolute_actions(recorded):
     source = open_episodes(recorded[2], actions="absolute")
     assert source.task is not None
     assert source.task.action.shape == (10,)
-    results = replay_all(source)
-    assert all(r.success for r in results)
+    (result,) = replay_all(source, n=1)
+    assert result.success
     env = make_env({**LIFT, "actions": "absolute"})
     assert succeeds(env, 3)
     env.reset(3)
@@ -223,7 +220,7 @@ def test_absolute_actions(recorded):
     for _ in range(40):  # held, it gets there
         env.step(action)
     np.testing.assert_allclose(env._expert.hand, action[:3], atol=0.01)
-    with pytest.raises(DataError, match="no actions_abs.*robosuite_add_absolute_actions"):
+    with pytest.raises(DataError, match=r"no actions_abs.*robosuite_add_absolute_actions"):
         open_episodes(recorded[1], actions="absolute")
     with pytest.raises(ConfigError, match="actions=relative"):
         open_episodes(recorded[2], actions="relative")
