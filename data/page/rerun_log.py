@@ -26,7 +26,7 @@ def log_episode(source: Episodes, i: int, out: Path | None) -> None:
         DataError: rerun is not installed, or rows that cannot be read.
     """
     try:
-        import rerun
+        import rerun  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise DataError("rerun=true needs rerun's package: pip install 'deft[rerun]'.") from e
     if not 0 <= i < source.n_episodes:
