@@ -132,7 +132,7 @@ def test_there_and_back_as_video(tmp_path, version, codec):
     got = there.array("rgb_a")[:]
     np.testing.assert_array_equal(got, np.concatenate([decoded(f) for f in files]))
     right = psnr(got, ours.array("rgb_a")[:])
-    assert right > 34
+    assert right > 30  # encoders differ by some dB from release to release
     assert right > psnr(got[1:], ours.array("rgb_a")[:-1]) + 10  # and not that of the frame beside it
     info = json.loads((tmp_path / "x/meta/info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["total_frames"]) == (version, 25, sum(LENGTHS))

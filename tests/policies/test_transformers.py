@@ -272,7 +272,7 @@ def test_sizes_grow(network):
 def test_options_win_over_sizes():
     """And what a run keeps is what was chosen, not the table it was chosen from."""
     assert network_of() == {"name": "mlp", "hidden_dim": 512, "n_blocks": 3, "time_dim": 64}
-    small = {"down_dims": [64, 128, 256], "n_blocks": 2, "kernel_size": 5, "n_groups": 8}
+    small = {"down_dims": [64, 128, 256], "n_blocks": 2, "kernel_size": 5, "n_groups": 8, "n_groups_out": None}
     assert network_of("network=unet1d") == {"name": "unet1d", **small, "time_dim": 128, "film_scale": True}
     paper = network_of("network=transformer", "network.size=paper", "network.n_layers=3")
     assert (paper["width"], paper["n_layers"]) == (256, 3)
