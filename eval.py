@@ -40,7 +40,8 @@ from policies.checkpoint import check_contract, find_checkpoint, load_policy, re
 from policies.export import export_onnx
 from policies.foreign.lerobot_write import write_lerobot
 from policies.inference.composed import Composed
-from policies.inference.execution import build_execution, count_evaluations
+from policies.inference.evaluations import count_evaluations
+from policies.inference.execution import build_execution
 from policies.inference.smoothness import smoothness
 from policies.policy import Policy
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,6 @@ from data.chunks import ChunkBatch, executed_slice
 from data.construct import construct, lookup
 from data.errors import ConfigError
 from policies.chunk_policy import ChunkPolicy
-from policies.heads.head import Head
 from policies.inference.ensemble import ensemble
 from policies.inference.realtime import rtc
 from policies.inference.walk import chunk_noise, shift
@@ -333,27 +331,3 @@ def build_execution(policy: Policy, config: Mapping[str, Any]) -> Policy:
     if not isinstance(policy, ChunkPolicy):
         raise ConfigError(f"execution.name={config['name']} needs a head to step; a {type(policy).__name__} has none.")
     return construct(execution, options, "execution", policy=policy)
-
-
-@dataclass
-class Evaluations:
-    """Calls of denoising networks."""
-
-    n: int = 0
-
-
-@contextmanager
-def count_evaluations(policy: Policy) -> Iterator[Evaluations]:
-    """Counts them, in all heads of ``policy``."""
-    count = Evaluations()
-
-    def called(*_: Any) -> None:
-        count.n += 1
-
-    networks = [module.network for module in policy.modules() if isinstance(module, Head)]
-    handles = [network.register_forward_hook(called) for network in networks]  # type: ignore[attr-defined]
-    try:
-        yield count
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,7 +9,8 @@ import torch
 from data.errors import ConfigError
 from policies.inference.compose import translate
 from policies.inference.ensemble import ensemble
-from policies.inference.execution import EXECUTIONS, build_execution, count_evaluations
+from policies.inference.evaluations import count_evaluations
+from policies.inference.execution import EXECUTIONS, build_execution
 from policies.inference.realtime import guidance_weight, guided, inpaint, rtc, soft_mask
 from policies.inference.smoothness import jerk, jumps, smoothness
 from policies.inference.walk import chunk_noise, prepare, shift, walk
