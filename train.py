@@ -40,7 +40,7 @@ from envs.chunk_env import ChunkEnv
 from envs.evaluate import summarise
 from envs.make import is_live
 from launch.base import base_and_demos
-from launch.demos import demonstrations
+from launch.demos import demonstrations, imitated
 from launch.distillation import Distilling
 from launch.from_nothing import WithoutBase
 from launch.history import History, crossed
@@ -82,6 +82,7 @@ class Imitation(Session):
             obs_keys=list(self.task.obs),
             n_obs_steps=config["n_obs_steps"],
             horizon=config["horizon"],
+            action_key=imitated(config["data"]["labels"], store),
             episodes=np.arange(self.n_demos),
             memory_budget_bytes=int(config["data"]["memory_gb"] * 1e9),
             device=accelerator.device,

@@ -6,6 +6,10 @@ Every denoising step is an action of its own, Gaussian and so with a likelihood:
 
 where k = 0 is the last step and A the advantage of the executed chunk by a critic V(s) that sees observations alone.
 The first steps stay the base's. So does the encoder: what is fine-tuned is the denoising network.
+
+What is ours: noise may be held over several control steps (``hold``). White noise on every number of a chunk looks for
+Ta * Da directions at once, most of which cancel out before the arm has moved; held noise looks for what moves it, and
+its likelihood is that of the steps' mean. The gradient is then that of the return through those means alone.
 """
 
 from __future__ import annotations
@@ -102,6 +106,7 @@ class DPPO(OnPolicy):
         eta: noise of DDIM steps in exploration, 1 as much as DDPM's; a DDPM base has its own.
         min_std: of every denoising step in exploration, normalised actions. Sets how far PPO looks around, and keeps
             likelihoods finite.
+        hold: control steps that the noise of the fine-tuned steps is held for (1 in the paper); divides the base's Ta.
         gamma_denoising: discount from a denoising step to the one after it.
         clip_first, clip_last: eps of the surrogate at the first and the last fine-tuned step; grows exponentially in
             between, by e^clip_rate.
@@ -131,6 +136,7 @@ class DPPO(OnPolicy):
         n_finetuned_steps: int = 10,
         eta: float = 1.0,
         min_std: float = 0.2,
+        hold: int = 1,
         gamma_denoising: float = 0.9,
         clip_first: float = 0.2,
         clip_last: float = 0.2,
@@ -150,6 +156,8 @@ class DPPO(OnPolicy):
         policy = FineTunedDiffusion(base, n_finetuned_steps=n_finetuned_steps).eval()
         if min_std <= 0:
             raise ConfigError(f"algo.min_std={min_std} must be above 0: the last denoising step has no other noise.")
+        if hold < 1 or base.n_action_steps % hold:
+            raise ConfigError(f"algo.hold={hold} must divide the base's n_action_steps={base.n_action_steps}.")
         options = PPOOptions(
             rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, critic_lr, critic_hidden, critic_warmup,
             grad_clip,
@@ -161,6 +169,9 @@ class DPPO(OnPolicy):
         self.clip_first, self.clip_last, self.clip_rate = clip_first, clip_last, clip_rate
         self.n_parts = policy.head.n_inference_steps - policy.first
         self.executed = executed_slice(base.n_obs_steps, base.n_action_steps)
+        self.hold = hold
+        self._held = torch.arange(policy.horizon)  # whose noise each step of a chunk gets
+        self._held[self.executed] -= torch.arange(base.n_action_steps) % hold
 
     @torch.no_grad()
     def explore(self, obs: Obs, fresh: Bool[Tensor, " n"]) -> Float[Tensor, "n ta da"]:
@@ -169,6 +180,7 @@ class DPPO(OnPolicy):
         cond, policy = self.diffusion.encode(obs), self.diffusion
         # One tensor to start from and one after each step, the last included
         noise = self._draw(len(cond), policy.head.n_inference_steps + 1, policy.horizon, policy.action_dim)
+        noise[:, 1 + policy.first :] = noise[:, 1 + policy.first :, self._held]
         chain = policy.chain(cond, noise[:, 0], noise[:, 1:], eta=self.eta, min_std=self.min_std)
         self._now = {"features": self.sight.critic(obs, cond), "cond": cond, "chain": torch.stack(chain, 1)}
         return policy.unnormalise_action(chain[-1])[:, self.executed]
@@ -180,7 +192,7 @@ class DPPO(OnPolicy):
         self._store(self._now, step, self.sight.critic(next_obs))
 
     def log_prob(self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """log pi(z_{k-1} | z_k, s) per number, clamped, and averaged over the executed steps and their dimensions.
+        """log pi(z_{k-1} | z_k, s) per number drawn, clamped, and averaged over the executed steps and their dimensions.
 
         The average, not the sum, so that a ratio means the same for every size of chunk (authors' code).
         """
@@ -188,8 +200,9 @@ class DPPO(OnPolicy):
         z, following = chain[decision, part], chain[decision, part + 1]
         cond, step = self.rollout.flat("cond")[decision], part + self.diffusion.first
         mean, std = self.diffusion.head.step_dist(z, step, cond, eta=self.eta, min_std=self.min_std)
-        log_prob = -0.5 * ((following - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
-        return log_prob[:, self.executed].clamp(*self.LOG_PROB_RANGE).mean((1, 2))
+        drawn = ((following - mean) / std)[:, self.executed].unflatten(1, (-1, self.hold)).mean(2)
+        log_prob = -0.5 * drawn.square() - std.log() - 0.5 * math.log(2 * math.pi)
+        return log_prob.clamp(*self.LOG_PROB_RANGE).mean((1, 2))
 
     def clip(self, part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
         """From ``clip_first``, where a small change grows through the steps that follow, to ``clip_last``."""

@@ -14,6 +14,7 @@ from data.source import Episodes
 from envs.make import make_env
 from envs.pool import EnvPool
 from envs.seeds import demo_seed as demo_seed  # callers find it beside collect_demos
+from envs.worker import EXPERT
 
 
 def collect_demos(
@@ -40,7 +41,7 @@ def collect_demos(
         keep_after_success: steps recorded beyond the first success. A few show a policy what to do once it is done;
             all 200 (as some published sets have) would mostly show it standing still.
         noise: disturbance of the expert's actions, see ``demonstrate``. Shows how to recover, and leaves a policy with
-            something to choose from.
+            something to choose from. The store then has the expert's own actions as well, "expert_action".
 
     Returns:
         The store, open for appending.
@@ -108,6 +109,8 @@ def _open(env_args: dict[str, Any], path: str | Path, n_demos: int, first_seed: 
         raise DataError(
             f"{path} was collected with noise {store.attrs.get('noise', 0.0)}, not {noise}. Choose another path."
         )
+    if noise and store.n_episodes and EXPERT not in store.fields:
+        raise DataError(f"{path} was collected by an older version, without data/{EXPERT}. Delete it or choose another.")
     if store.n_episodes < n_demos and store.task.versions != task.versions:
         raise DataError(
             f"{path} was collected with {store.task.versions}; here is {task.versions}. Its {store.n_episodes} "

@@ -166,6 +166,7 @@ class Slot:
                 array[t] = frame[key]
 
 
+EXPERT = "expert_action"  # key of what the expert would have done where it was disturbed
 NOISE_STEPS = 8  # control steps after which a demonstration's disturbance has lost all but 1/e of itself
 
 
@@ -180,8 +181,9 @@ def demonstrate(env: Env, seed: int, keep_after_success: int, noise: float = 0.0
             range; it forgets itself within ``NOISE_STEPS``.
 
     Returns:
-        (T, *shape) per observation key, "action" (T, Da) as executed, "reward" (T,), "success" (T,). It ends
-        ``keep_after_success`` steps after the first success, or with the time limit.
+        (T, *shape) per observation key, "action" (T, Da) as executed, "reward" (T,), "success" (T,), and with noise
+        "expert_action" (T, Da), what the expert would have done. It ends ``keep_after_success`` steps after the first
+        success, or with the time limit.
     """
     if not isinstance(env, ScriptedEnv):
         raise ConfigError(f"{env.spec.name} has no scripted expert to collect demonstrations from.")
@@ -193,6 +195,7 @@ def demonstrate(env: Env, seed: int, keep_after_success: int, noise: float = 0.0
     while left is None or left > 0:
         action = env.expert_action()
         if noise:
+            columns.setdefault(EXPERT, []).append(np.asarray(action, env.spec.action.dtype))
             fresh = rng.standard_normal(action.shape)
             disturbance = memory * disturbance + math.sqrt(1 - memory**2) * noise * fresh
             action = np.clip(action + disturbance * (high - low) / 2, low, high).astype(np.float32)

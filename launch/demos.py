@@ -23,6 +23,7 @@ from data.spec import TaskSpec
 from envs.collect import collect_demos, demo_seed
 from envs.make import is_live, make_env
 from envs.seeds import rollout_seed
+from envs.worker import EXPERT
 from launch.live import on_robot
 from launch.terminal import Bar
 
@@ -105,6 +106,22 @@ def demonstrations(config: Mapping[str, Any], accelerator: Accelerator) -> tuple
     store = EpisodeStore.open(path)
     assert store.task is not None
     return store, store.task
+
+
+def imitated(labels: str, store: Episodes) -> str:
+    """Key of the actions that are imitated; ``labels`` is data.labels.
+
+    Raises:
+        ConfigError: the store has none of an expert.
+    """
+    if labels not in ("executed", "expert"):
+        raise ConfigError(f"data.labels is executed or expert, not '{labels}'.")
+    if labels == "expert" and EXPERT not in store.keys:
+        raise ConfigError(
+            f"data.labels=expert: {store.path} has no '{EXPERT}', only {', '.join(store.keys)}. Scripted experts leave it "
+            "where they are disturbed: data.noise=0.1, say."
+        )
+    return EXPERT if labels == "expert" else "action"
 
 
 def in_environment(path: Path | str, task: TaskSpec, env: TaskSpec) -> TaskSpec:

@@ -31,6 +31,7 @@ LEARNERS = {
     "residual-ddpm": lambda make, n: ResidualPPO(make("ddpm"), n, **SMALL, hidden=[16]),
     "dppo-ddim": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=2),
     "dppo-ddpm": lambda make, n: DPPO(make("ddpm"), n, **SMALL, n_finetuned_steps=3),
+    "dppo-held": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=2, hold=2),
     "dppo-all": lambda make, n: DPPO(make("ddim"), n, **SMALL),
 }
 every_learner = pytest.mark.parametrize("name", LEARNERS)
@@ -207,10 +208,11 @@ def test_first_steps_are_the_bases(make_base, head):
     assert all(not p.requires_grad for p in policy.base.parameters())
 
 
+@pytest.mark.parametrize("hold", [1, 2, 4])
 @every_sampler
-def test_chain_log_probability_is_the_sum_over_steps(make_base, head):
+def test_chain_log_probability_is_the_sum_over_steps(make_base, head, hold):
     """By the noise that was drawn: log N = -noise^2 / 2 - log std - log(2 pi) / 2, over the executed numbers."""
-    learner = DPPO(make_base(head), 2, **SMALL | {"epochs": 1}, n_finetuned_steps=2, min_std=0.2)
+    learner = DPPO(make_base(head), 2, **SMALL | {"epochs": 1}, n_finetuned_steps=2, min_std=0.2, hold=hold)
     disturb(learner.diffusion.head)
     drawn = []
     learner._draw = lambda *shape: drawn.append(torch.randn(*shape)) or drawn[-1]  # type: ignore[method-assign]
@@ -224,6 +226,8 @@ def test_chain_log_probability_is_the_sum_over_steps(make_base, head):
         k = int(scheduler.timesteps[first + part])
         std = max(0.2, 0.0 if part == 1 else float(scheduler._get_variance(k)) ** 0.5)
         eps = torch.stack(drawn).flatten(0, 1)[:, 1 + first + part, 1:5]
+        assert all(torch.equal(eps[:, i], eps[:, i - i % hold]) for i in range(4))  # held
+        eps = eps[:, ::hold]
         single = -0.5 * eps.square() - math.log(std) - 0.5 * math.log(2 * math.pi)
         want += single.clamp(-5, 2).mean((1, 2))
     decision, part = torch.arange(10).repeat_interleave(2), torch.arange(2).repeat(10)
@@ -277,7 +281,7 @@ def test_time_out_is_valued_with_the_chunk_gone_on_with(make_base):
 def test_save_and_load_act_alike(make_base, name, tmp_path):
     learner = make_learner(make_base, name)
     disturb(learner.actor, 0.3)
-    head = "flow" if name == "residual" else name.split("-")[1].replace("all", "ddim").replace("held", "flow")
+    head = "ddpm" if name.endswith("ddpm") else "ddim" if name.startswith("dppo") else "flow"
     save_policy(tmp_path / "c", learner.policy, wrapped_config(learner.policy, base_config(head)))
     loaded = load_policy(tmp_path / "c")
     assert type(loaded) is type(learner.policy)

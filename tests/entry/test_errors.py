@@ -42,6 +42,8 @@ WRONG = {
     "precision=fp8": ("precision", "fp8"),
     "seed": ("seed", "key=value"),
     "data.path=/nowhere": ("/nowhere",),
+    "data.labels=expert": ("data.labels=expert", "expert_action", "data.noise"),  # nobody disturbed it
+    "data.labels=meant": ("data.labels", "meant"),
     "run_dir=/proc/run": ("/proc/run",),
 }
 

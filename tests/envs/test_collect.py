@@ -63,6 +63,11 @@ def test_disturbed_demonstrations_are_recorded_as_executed(tmp_path):
             env.step(action)
     off = np.concatenate([o for o in off if np.abs(o).max() > 0])
     assert 0.05 < np.std(off) < 0.25  # some of it is cut off at the limits
+    env.reset(int(noisy.episode_meta("seed")[0]))
+    for action, meant in zip(noisy.episode(0)["action"], noisy.episode(0)["expert_action"], strict=True):
+        np.testing.assert_array_equal(meant, env.expert_action())
+        env.step(action)
+    assert "expert_action" not in clean.keys
     with pytest.raises(DataError, match=r"noise 0\.0, not 0\.2"):
         collect_demos(TOY, clean.path, 7, SEED, n_workers=0, noise=0.2)
 
