@@ -114,6 +114,7 @@ class DPPO(OnPolicy):
         batch_size: of minibatches, in denoising steps (for the critic: in decisions). epochs: over a rollout.
         lam: of the advantages, per decision.
         target_kl: divergence at which the actor stops before its epochs are done.
+        adapt_lr: the actor's rate follows what divergence it leads to, see ``OnPolicy._adapt``; actor_lr is the first.
         actor_lr, critic_lr: Adam's. critic_hidden: widths. grad_clip: largest norm of a gradient.
         critic_warmup: rollouts for the critic alone.
         seed: of exploration and minibatches.
@@ -147,6 +148,7 @@ class DPPO(OnPolicy):
         lam: float = 0.95,
         target_kl: float = 0.02,
         actor_lr: float = 1e-3,
+        adapt_lr: bool = True,
         critic_lr: float = 1e-3,
         critic_hidden: Sequence[int] = (256, 256),
         critic_warmup: int = 1,
@@ -159,8 +161,8 @@ class DPPO(OnPolicy):
         if hold < 1 or base.n_action_steps % hold:
             raise ConfigError(f"algo.hold={hold} must divide the base's n_action_steps={base.n_action_steps}.")
         options = PPOOptions(
-            rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, critic_lr, critic_hidden, critic_warmup,
-            grad_clip,
+            rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, adapt_lr, critic_lr, critic_hidden,
+            critic_warmup, grad_clip,
         )  # fmt: skip
         self.sight = Sight(Features(base), critic_features)
         super().__init__(policy, policy.head, n_envs, self.sight.critic_width, options, seed=seed)
@@ -192,7 +194,7 @@ class DPPO(OnPolicy):
         self._store(self._now, step, self.sight.critic(next_obs))
 
     def log_prob(self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """log pi(z_{k-1} | z_k, s) per number drawn, clamped, and averaged over the executed steps and their dimensions.
+        """log pi(z_{k-1} | z_k, s) per number drawn, clamped, and averaged over executed steps and dimensions.
 
         The average, not the sum, so that a ratio means the same for every size of chunk (authors' code).
         """

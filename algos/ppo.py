@@ -142,6 +142,9 @@ class Rollout:
             self.add({k: v[t] for k, v in state["data"].items()})
 
 
+LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which ``adapt_lr`` changes the actor's learning rate, and within what
+
+
 @dataclass(frozen=True)
 class PPOOptions:
     """See the learners, which repeat these with their defaults.
@@ -156,6 +159,7 @@ class PPOOptions:
     lam: float
     target_kl: float
     actor_lr: float
+    adapt_lr: bool
     critic_lr: float
     critic_hidden: Sequence[int]
     critic_warmup: int
@@ -293,19 +297,29 @@ class OnPolicy(ABC):
         with torch.no_grad():
             old = [self.log_prob(m // parts, m % parts) for m in everything.split(self.options.batch_size)]
         old = torch.cat(old)
-        for _ in range(self.options.epochs):
-            for rows in self._minibatches(len(old)):
-                decision, part = rows // parts, rows % parts
-                log_ratio = self.log_prob(decision, part) - old[rows]
-                weighted = self.part_discount(part) * advantage[decision]
-                loss, metrics = clipped_surrogate(log_ratio, weighted, self.clip(part))
-                metrics["actor_updates"] = torch.tensor(float(n))
-                if metrics["kl"] > self.options.target_kl:
-                    return metrics
-                self._step(self.actor_optimiser, self.actor, loss)
-                n += 1
-        metrics["actor_updates"] = torch.tensor(float(n))
-        return metrics
+        batches = [rows for _ in range(self.options.epochs) for rows in self._minibatches(len(old))]
+        for rows in batches:
+            decision, part = rows // parts, rows % parts
+            log_ratio = self.log_prob(decision, part) - old[rows]
+            weighted = self.part_discount(part) * advantage[decision]
+            loss, metrics = clipped_surrogate(log_ratio, weighted, self.clip(part))
+            if metrics["kl"] > self.options.target_kl:
+                break
+            self._step(self.actor_optimiser, self.actor, loss)
+            n += 1
+        if self.options.adapt_lr:
+            self._adapt(n / len(batches), float(metrics["kl"]))
+        used = {"actor_updates": float(n), "actor_lr": self.actor_optimiser.param_groups[0]["lr"]}
+        return metrics | {k: torch.tensor(v) for k, v in used.items()}
+
+    def _adapt(self, done: float, kl: float) -> None:
+        """The actor's rate for the next rollout: lower where it ran into ``target_kl`` early, higher where far from it.
+
+        One step of a minibatch that uses up a whole rollout's share of divergence is mostly noise.
+        """
+        factor = 1 / LR_FACTOR if done < 0.5 else LR_FACTOR if done == 1 and kl < self.options.target_kl / 2 else 1.0
+        for group in self.actor_optimiser.param_groups:
+            group["lr"] = min(max(group["lr"] * factor, LR_RANGE[0]), LR_RANGE[1])
 
     def _minibatches(self, n: int) -> Sequence[Tensor]:
         """A random order of n rows, cut into equal parts of about ``batch_size``."""

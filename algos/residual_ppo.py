@@ -59,6 +59,7 @@ class ResidualPPO(OnPolicy):
         batch_size: of minibatches, in decisions. epochs: over a rollout.
         lam: of the advantages, per decision.
         target_kl: divergence at which the actor stops before its epochs are done.
+        adapt_lr: the actor's rate follows what divergence it leads to, see ``OnPolicy._adapt``; actor_lr is the first.
         actor_lr, critic_lr: Adam's. critic_hidden: widths. grad_clip: largest norm of a gradient.
         critic_warmup: rollouts for the critic alone.
         seed: of exploration and minibatches.
@@ -83,6 +84,7 @@ class ResidualPPO(OnPolicy):
         lam: float = 0.95,
         target_kl: float = 0.05,
         actor_lr: float = 1e-3,
+        adapt_lr: bool = True,
         critic_lr: float = 1e-3,
         critic_hidden: Sequence[int] = (256, 256),
         critic_warmup: int = 1,
@@ -91,8 +93,8 @@ class ResidualPPO(OnPolicy):
     ):
         policy = ResidualGaussianPolicy(base, scale=scale, hold=hold, hidden=hidden).eval()
         options = PPOOptions(
-            rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, critic_lr, critic_hidden, critic_warmup,
-            grad_clip,
+            rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, adapt_lr, critic_lr, critic_hidden,
+            critic_warmup, grad_clip,
         )  # fmt: skip
         n_features = policy.features.out_dim() + hold * base.action_dim
         policy.actor.to(base.device)

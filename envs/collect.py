@@ -110,7 +110,9 @@ def _open(env_args: dict[str, Any], path: str | Path, n_demos: int, first_seed: 
             f"{path} was collected with noise {store.attrs.get('noise', 0.0)}, not {noise}. Choose another path."
         )
     if noise and store.n_episodes and EXPERT not in store.fields:
-        raise DataError(f"{path} was collected by an older version, without data/{EXPERT}. Delete it or choose another.")
+        raise DataError(
+            f"{path} was collected by an older version, without data/{EXPERT}. Delete it or choose another."
+        )
     if store.n_episodes < n_demos and store.task.versions != task.versions:
         raise DataError(
             f"{path} was collected with {store.task.versions}; here is {task.versions}. Its {store.n_episodes} "

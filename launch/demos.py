@@ -118,8 +118,8 @@ def imitated(labels: str, store: Episodes) -> str:
         raise ConfigError(f"data.labels is executed or expert, not '{labels}'.")
     if labels == "expert" and EXPERT not in store.keys:
         raise ConfigError(
-            f"data.labels=expert: {store.path} has no '{EXPERT}', only {', '.join(store.keys)}. Scripted experts leave it "
-            "where they are disturbed: data.noise=0.1, say."
+            f"data.labels=expert: {store.path} has no '{EXPERT}', only {', '.join(store.keys)}. Scripted experts "
+            "leave it where they are disturbed: data.noise=0.1, say."
         )
     return EXPERT if labels == "expert" else "action"
 

@@ -309,8 +309,23 @@ def test_first_ratio_is_one(make_base, name):
         (first - old[decision * learner.n_parts + part]).exp(), torch.ones(len(first)), atol=1e-5, rtol=0
     )
     assert len(ratios) > n_old + 1
-    assert set(loop.metrics) == {"return_std", "value", "critic_loss", "actor_loss", "kl", "clipped", "actor_updates"}
+    of_actor = {"actor_loss", "kl", "clipped", "actor_updates", "actor_lr"}
+    assert set(loop.metrics) == {"return_std", "value", "critic_loss"} | of_actor
     assert all(math.isfinite(v) for v in loop.metrics.values())
+
+
+@pytest.mark.parametrize(("target", "lr"), [(1e-9, 1e-3 / 1.5), (1e9, 1.5e-3), (None, 1e-3)])
+def test_rate_follows_divergence(make_base, target, lr):
+    """Lower after a rollout given up early, higher after one that hardly moved it; as it is in between, or unasked."""
+    torch.manual_seed(3)
+    options = {**SMALL, "actor_lr": 1e-3, "target_kl": target or 1e9, "adapt_lr": target is not None}
+    loop = Loop(ResidualPPO(make_base("flow"), 2, **options, hidden=[16]), 2)
+    while loop.learner.n_updates < 2:
+        loop.run(1)
+    assert float(loop.metrics["actor_lr"]) == pytest.approx(lr)
+    assert loop.learner.actor_optimiser.param_groups[0]["lr"] == pytest.approx(lr)
+    loop.learner._adapt(1.0, 0.6e9)
+    assert loop.learner.actor_optimiser.param_groups[0]["lr"] == pytest.approx(lr)
 
 
 @every_learner
@@ -330,7 +345,7 @@ def test_resumes_bit_exactly_in_mid_rollout(make_base, name):
 @pytest.mark.parametrize("name", ["residual", "dppo-ddim"])
 def test_climbs(make_base, name):
     """One decision per episode, paid for going up: soon it goes further up than its base does."""
-    n, options = 32, SMALL | {"rollout_steps": 4, "batch_size": 64, "epochs": 5}
+    n, options = 32, SMALL | {"rollout_steps": 4, "batch_size": 64, "epochs": 5, "adapt_lr": False}
     torch.manual_seed(0)
     if name == "residual":
         learner = ResidualPPO(make_base("flow"), n, **options, hidden=[16], actor_lr=1e-2, scale=0.5)
