@@ -6,7 +6,9 @@ two windows share, and the window that is one decision's successor and the next 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from data.errors import ConfigError, DataError
 
 Obs = dict[str, Tensor]
+SPARE = 11  # of so many places in files, one is spare
 
 
 class Transition(NamedTuple):
@@ -41,42 +44,57 @@ class Transition(NamedTuple):
 
 
 class _Ring:
-    """A first-in, first-out array that counts what was ever written; allocated when the first element comes."""
+    """A first-in, first-out array that counts what was ever written; allocated when the first element comes.
 
-    def __init__(self, capacity: int, folder: Path | None, name: str):
-        self.capacity, self.folder, self.name = capacity, folder, name
+    In a file it has ``spare`` places more than are kept, so that what was there when a state was saved is still there
+    when a run goes on from it, although another has written on in the meantime.
+    """
+
+    def __init__(self, capacity: int, spare: int = 0, file: Path | None = None):
+        self.capacity, self.places, self.file = capacity, capacity + spare, file
         self.array: Tensor | None = None
         self.total = 0
 
     def append(self, items: Tensor) -> Int64[Tensor, " n"]:
         """Writes items (n, *shape); returns their numbers since the beginning."""
         if self.array is None:
-            self.array = self._allocate((self.capacity, *items.shape[1:]), items.dtype)
+            self.array = self._allocate(items.shape[1:], items.dtype)
         numbers = torch.arange(self.total, self.total + len(items))
-        self.array[numbers % self.capacity] = items
+        self.array[numbers % self.places] = items
         self.total += len(items)
         return numbers
 
-    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if self.folder is None:
+    def _allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        shape = torch.Size((self.places, *shape))
+        if self.file is None:
             return torch.empty(shape, dtype=dtype)  # pages that nothing was written to take no memory
-        self.folder.mkdir(parents=True, exist_ok=True)
-        size = torch.Size(shape).numel()
-        return torch.from_file(str(self.folder / f"{self.name}.bin"), shared=True, size=size, dtype=dtype).view(shape)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        return torch.from_file(str(self.file), shared=True, size=shape.numel(), dtype=dtype).view(shape)
 
     def __getitem__(self, numbers: Tensor) -> Tensor:
         assert self.array is not None
-        return self.array[numbers % self.capacity]
+        return self.array[numbers % self.places]
 
     def state_dict(self) -> dict[str, Any]:
-        kept = None if self.array is None else self.array[: min(self.total, self.capacity)].clone()
-        return {"total": self.total, "kept": kept}
+        if self.array is None:
+            return {"total": 0}
+        if self.file is not None:
+            with self.file.open("rb") as f:
+                os.fsync(f.fileno())
+            return {"total": self.total, "shape": self.array.shape[1:], "dtype": self.array.dtype}
+        return {"total": self.total, "kept": self[torch.arange(max(0, self.total - self.capacity), self.total)]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.array, self.total = None, 0
-        if state["kept"] is not None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From its items, or from the file that they are in."""
+        self.array, self.total = None, state["total"]
+        if "kept" in state:
+            self.total -= len(state["kept"])
             self.append(state["kept"])
-        self.total = state["total"]
+        elif self.total:
+            size = self.places * state["shape"].numel() * state["dtype"].itemsize
+            if self.file is None or not self.file.exists() or self.file.stat().st_size != size:
+                raise DataError(f"{self.file}: the replay that this state goes on with is not there ({size} bytes).")
+            self.array = self._allocate(state["shape"], state["dtype"])
 
 
 class Replay:
@@ -87,7 +105,9 @@ class Replay:
         n_obs_steps: To of the windows given to ``add``.
         capacity: rows (decisions of all N environments); the byte budget may allow fewer.
         budget_bytes: for frames and rows together; applied when the first row shows their sizes.
-        folder: keep the arrays in files there instead of in memory.
+        folder: keep the arrays in files there instead of in memory. A state then says where they are and does not hold
+            them; one that goes on from it does not see what was written after it, but for rows that came to be
+            overwritten (a tenth of the rows may).
     """
 
     def __init__(
@@ -108,6 +128,8 @@ class Replay:
         self._window = torch.zeros(n_envs, n_obs_steps, dtype=torch.int64)  # frame numbers each environment sees now
         self._fresh = torch.ones(n_envs, dtype=torch.bool)
         self.total = 0  # rows ever added
+        self._lost = 0  # number of the first row that nothing has been written over
+        self._owner = _Ring(2, file=folder / "owner.bin" if folder else None)  # a random number; rows in the files
 
     def __len__(self) -> int:
         """Rows that can be drawn."""
@@ -152,13 +174,15 @@ class Replay:
         self._window = successors.clone()
         self._fresh = done.to("cpu").bool().clone()
         self.total += 1
+        if self._owner.array is not None:
+            self._owner.array[1] = self.total
 
     def cut(self, rows: Bool[Tensor, " n"]) -> None:
         """In the chosen environments the last decision was its episode's last one, and what follows is another's."""
         if self.total:
             done = self._rows["done"].array
             assert done is not None
-            done[(self.total - 1) % self.capacity] |= rows
+            done[(self.total - 1) % self._rows["done"].places] |= rows
         self._fresh |= rows
 
     def _size(self, obs: Obs, columns: dict[str, Tensor]) -> None:
@@ -172,12 +196,21 @@ class Replay:
                 f"A replay of {self.budget_bytes} bytes has no room for two decisions of "
                 f"{row + frames_per_row * frame} bytes each; raise algo.replay_gb."
             )
+        if self.folder is not None:
+            self.capacity -= self.capacity // SPARE
+            self._owner.append(torch.tensor([int.from_bytes(os.urandom(7), "big"), 0]))
         self._make_rings(["obs", "next", *columns], list(obs))
 
     def _make_rings(self, rows: list[str], keys: list[str]) -> None:
-        n_frames = (self.capacity + self.n_obs_steps) * self.n_envs * (self.n_obs_steps + 1)  # windows reach back
-        self._rows = {k: _Ring(self.capacity, self.folder, k.replace("/", "-")) for k in rows}
-        self._frames = {k: _Ring(n_frames, self.folder, f"frames-{k}") for k in keys}
+        folder, frames_per_row = self.folder, self.n_envs * (self.n_obs_steps + 1)
+        spare = self.capacity // (SPARE - 1) if folder else 0
+        n_frames = (self.capacity + self.n_obs_steps) * frames_per_row  # windows reach back
+
+        def ring(capacity: int, spare: int, name: str) -> _Ring:
+            return _Ring(capacity, spare, folder / f"{name.replace('/', '-')}.bin" if folder else None)
+
+        self._rows = {k: ring(self.capacity, spare, k) for k in rows}
+        self._frames = {k: ring(n_frames, spare * frames_per_row, f"frames-{k}") for k in keys}
 
     def _store_frames(self, obs: Obs, next_obs: Obs, n_steps: Tensor) -> tuple[Tensor, Tensor]:
         """Frame numbers (N, To) of the windows before and after the decision."""
@@ -199,7 +232,7 @@ class Replay:
     @property
     def _oldest(self) -> int:
         """Number of the oldest row that is still whole."""
-        return max(0, self.total - self.capacity) if self.capacity else 0
+        return max(self._lost, self.total - self.capacity) if self.capacity else 0
 
     def sample(self, n: int, *, n_step: int = 1, generator: torch.Generator | None = None) -> Transition:
         """n decisions, each with its n-step return.
@@ -245,31 +278,63 @@ class Replay:
     def _column(self, name: str, row: Tensor, env: Tensor) -> Tensor:
         ring = self._rows[name]
         assert ring.array is not None
-        return ring.array[row % ring.capacity, env]
+        return ring.array[row % ring.places, env]
 
     def _windows(self, name: str, row: Tensor, env: Tensor) -> Obs:
         numbers = self._column(name, row, env)
         return {key: ring[numbers] for key, ring in self._frames.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, the data included."""
+        """Everything, or where it is: see ``folder``."""
+        last = torch.tensor([self.total - 1])
         return {
             "total": self.total,
             "capacity": self.capacity,
             "window": self._window,
             "fresh": self._fresh,
+            "lost": self._lost,
+            "owner": self._owner[torch.tensor([0])].clone() if self._owner.array is not None else None,
+            "last_done": self._rows["done"][last] if self.total else None,  # ``cut`` may change it in the file
             "frames": {k: r.state_dict() for k, r in self._frames.items()},
             "rows": {k: r.state_dict() for k, r in self._rows.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state_dict`` was taken."""
-        self.total, self.capacity = state["total"], state["capacity"]
+        """Goes on where ``state_dict`` was taken.
+
+        Raises:
+            DataError: its files are gone, or another run's.
+        """
+        self.total, self.capacity, self._lost = state["total"], state["capacity"], state["lost"]
         self._window, self._fresh = state["window"].clone(), state["fresh"].clone()
         self._make_rings(list(state["rows"]), list(state["frames"]))
+        if state["owner"] is not None:
+            self._take_over(state)
+        elif self.folder is not None and self.capacity:
+            self._owner.append(torch.tensor([int.from_bytes(os.urandom(7), "big"), self.total]))
         for rings, kept in ((self._rows, state["rows"]), (self._frames, state["frames"])):
             for key, ring in rings.items():
                 ring.load_state_dict(kept[key])
+        if state["last_done"] is not None:
+            done = self._rows["done"]
+            assert done.array is not None
+            done.array[(self.total - 1) % done.places] = state["last_done"][0]
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        """The files of the run that ``state`` is of; what it wrote since may have gone over its oldest rows."""
+        if self.folder is None or not (self.folder / "owner.bin").exists():
+            raise DataError(f"This state goes on with a replay in files, which are not in {self.folder}.")
+        self._owner.load_state_dict({"total": 2, "shape": torch.Size(), "dtype": torch.int64})
+        owner = self._owner.array
+        assert owner is not None
+        if int(owner[0]) != int(state["owner"]):
+            raise DataError(
+                f"{self.folder} holds the replay of another run by now: algo.replay_dir is for one run alone."
+            )
+        self._lost = max(self._lost, int(owner[1]) - self._rows["done"].places)
+        if (gone := self._lost - max(state["lost"], self.total - self.capacity)) > 0:
+            warnings.warn(f"{self.folder}: {gone} of {len(self)} rows have been written over since.", stacklevel=3)
+        owner[1] = self.total
 
 
 def mixed(a: Transition, b: Transition) -> Transition:

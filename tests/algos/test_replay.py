@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -160,6 +163,74 @@ def test_state_continues(tmp_path, on_disk):
     assert torch.equal(a.next_obs["x"], b.next_obs["x"])
     assert torch.equal(a.reward, b.reward)
     assert mixed(a, b).extras["t"].shape == (128,)
+
+
+def saved(replay):
+    """A state as it comes back from a file, and its bytes."""
+    file = io.BytesIO()
+    torch.save(replay.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True), file.getbuffer().nbytes
+
+
+def filled(folder, n, capacity=110, seed=5):
+    world, replay = World(seed, 2, 2, 3), Replay(2, 2, capacity=capacity, folder=folder)
+    for _ in range(n):
+        replay.add(**world.step())
+    return world, replay
+
+
+def test_state_in_files_is_small_and_does_not_see_what_was_written_after_it(tmp_path):
+    """100 rows are kept and 10 spare: whoever goes on writes over the spare ones before anything else."""
+    world, replay = filled(tmp_path, 130)
+    assert len(replay) == 100
+    state, size = saved(replay)
+    _, in_memory = saved(filled(None, 130, 100)[1])
+    assert size < 6000 < in_memory
+    again = copy.deepcopy(world)
+    replay.cut(torch.tensor([True, False]))  # in the file, the last row too
+    for _ in range(10):
+        replay.add(**world.step())
+    resumed = Replay(2, 2, capacity=110, folder=tmp_path)
+    resumed.load_state_dict(state)
+    whole = filled(None, 130, 100)[1]
+    for ours, theirs in ((again, resumed), (copy.deepcopy(again), whole)):
+        for _ in range(5):
+            theirs.add(**ours.step())
+    assert len(resumed) == len(whole) == 100
+    rows = torch.arange(35, 135).repeat_interleave(2), torch.arange(2).repeat(100)
+    a, b = resumed.gather(*rows, n_step=3), whole.gather(*rows, n_step=3)
+    for x, y in zip(a, b, strict=True):
+        for key in x if isinstance(x, dict) else [None]:
+            assert torch.equal(x if key is None else x[key], y if key is None else y[key])
+
+
+def test_rows_that_were_written_over_are_given_up(tmp_path):
+    world, replay = filled(tmp_path, 130)
+    state, _ = saved(replay)
+    for _ in range(25):
+        replay.add(**world.step())
+    resumed = Replay(2, 2, capacity=110, folder=tmp_path)
+    with pytest.warns(UserWarning, match="15 of 85 rows"):
+        resumed.load_state_dict(state)
+    whole = filled(None, 130, 100)[1]
+    rows = torch.arange(45, 130).repeat_interleave(2), torch.arange(2).repeat(85)
+    assert torch.equal(resumed.gather(*rows).obs["x"], whole.gather(*rows).obs["x"])
+    assert torch.equal(resumed.gather(*rows).next_obs["x"], whole.gather(*rows).next_obs["x"])
+
+
+def test_files_of_another_run_are_refused(tmp_path):
+    state, _ = saved(filled(tmp_path / "a", 30)[1])
+    with pytest.raises(DataError, match="elsewhere"):
+        Replay(2, 2, capacity=110, folder=tmp_path / "elsewhere").load_state_dict(state)
+    with pytest.raises(DataError, match="files"):
+        Replay(2, 2, capacity=110).load_state_dict(state)
+    filled(tmp_path / "b", 30)
+    with pytest.raises(DataError, match="another run"):
+        Replay(2, 2, capacity=110, folder=tmp_path / "b").load_state_dict(state)
+    (tmp_path / "a" / "action.bin").write_bytes(b"cut off")
+    with pytest.raises(DataError, match=r"action.bin.*not there"):
+        Replay(2, 2, capacity=110, folder=tmp_path / "a").load_state_dict(state)
 
 
 def test_refuses_what_would_poison_it():
