@@ -9,7 +9,8 @@ The first steps stay the base's. So does the encoder: what is fine-tuned is the 
 
 What is ours: noise may be held over several control steps (``hold``). White noise on every number of a chunk looks for
 Ta * Da directions at once, most of which cancel out before the arm has moved; held noise looks for what moves it, and
-its likelihood is that of the steps' mean. The gradient is then that of the return through those means alone.
+its likelihood is that of the steps' mean. The gradient is then that of the return through those means alone, and how the
+steps differ from each other, which nothing was learned about, is kept from drifting by a penalty.
 """
 
 from __future__ import annotations
@@ -193,18 +194,23 @@ class DPPO(OnPolicy):
         next_obs = {k: v.to(self.device) for k, v in step.next_obs.items()}
         self._store(self._now, step, self.sight.critic(next_obs))
 
-    def log_prob(self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def judge(
+        self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, ""]]:
         """log pi(z_{k-1} | z_k, s) per number drawn, clamped, and averaged over executed steps and dimensions.
 
-        The average, not the sum, so that a ratio means the same for every size of chunk (authors' code).
+        The average, not the sum, so that a ratio means the same for every size of chunk (authors' code). Drift: of how
+        the steps that noise is held for differ from each other, as if each had noise of its own.
         """
         chain = self.rollout.flat("chain")
         z, following = chain[decision, part], chain[decision, part + 1]
         cond, step = self.rollout.flat("cond")[decision], part + self.diffusion.first
         mean, std = self.diffusion.head.step_dist(z, step, cond, eta=self.eta, min_std=self.min_std)
-        drawn = ((following - mean) / std)[:, self.executed].unflatten(1, (-1, self.hold)).mean(2)
+        numbers = ((following - mean) / std)[:, self.executed].unflatten(1, (-1, self.hold))
+        drawn = numbers.mean(2)
         log_prob = -0.5 * drawn.square() - std.log() - 0.5 * math.log(2 * math.pi)
-        return log_prob.clamp(*self.LOG_PROB_RANGE).mean((1, 2))
+        drift = 0.5 * (numbers - drawn[:, :, None]).square().mean()
+        return log_prob.clamp(*self.LOG_PROB_RANGE).mean((1, 2)), drift
 
     def clip(self, part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
         """From ``clip_first``, where a small change grows through the steps that follow, to ``clip_last``."""

@@ -142,6 +142,7 @@ class Rollout:
             self.add({k: v[t] for k, v in state["data"].items()})
 
 
+DRIFT_WEIGHT = 3.0  # in the actor's loss
 LR_FACTOR, LR_RANGE = 1.5, (1e-6, 1e-2)  # by which ``adapt_lr`` changes the actor's learning rate, and within what
 
 
@@ -215,8 +216,13 @@ class OnPolicy(ABC):
         """What followed ``explore``; ``step`` is a ChunkStep."""
 
     @abstractmethod
-    def log_prob(self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Of parts of the rollout's decisions, by the present actor."""
+    def judge(
+        self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, ""]]:
+        """(log-likelihood of parts of the rollout's decisions, mean drift) by the present actor.
+
+        Drift is the divergence from the actor that acted in what the likelihood does not see; 0 where it sees all.
+        """
 
     @abstractmethod
     def clip(self, part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -295,17 +301,18 @@ class OnPolicy(ABC):
         advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         everything = torch.arange(len(advantage) * parts, device=self.device)
         with torch.no_grad():
-            old = [self.log_prob(m // parts, m % parts) for m in everything.split(self.options.batch_size)]
+            old = [self.judge(m // parts, m % parts)[0] for m in everything.split(self.options.batch_size)]
         old = torch.cat(old)
         batches = [rows for _ in range(self.options.epochs) for rows in self._minibatches(len(old))]
         for rows in batches:
             decision, part = rows // parts, rows % parts
-            log_ratio = self.log_prob(decision, part) - old[rows]
+            log_prob, drift = self.judge(decision, part)
             weighted = self.part_discount(part) * advantage[decision]
-            loss, metrics = clipped_surrogate(log_ratio, weighted, self.clip(part))
+            loss, metrics = clipped_surrogate(log_prob - old[rows], weighted, self.clip(part))
+            metrics["kl"] += drift.detach()
             if metrics["kl"] > self.options.target_kl:
                 break
-            self._step(self.actor_optimiser, self.actor, loss)
+            self._step(self.actor_optimiser, self.actor, loss + DRIFT_WEIGHT * drift)
             n += 1
         if self.options.adapt_lr:
             self._adapt(n / len(batches), float(metrics["kl"]))

@@ -129,10 +129,13 @@ class ResidualPPO(OnPolicy):
         self._store({k: self._now[k] for k in ("features", "u")}, step, following["features"])
         self._now = following
 
-    def log_prob(self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def judge(
+        self, decision: Int64[Tensor, " b"], part: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, ""]]:
         """log N(u; mu, std^2) summed over the action's dimensions."""
         mean = self.gaussian.actor(self.rollout.flat("features")[decision])[0]
-        return torch.distributions.Normal(mean, self.std).log_prob(self.rollout.flat("u")[decision]).sum(1)
+        log_prob = torch.distributions.Normal(mean, self.std).log_prob(self.rollout.flat("u")[decision]).sum(1)
+        return log_prob, torch.zeros(())
 
     def clip(self, part: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The same for all."""

@@ -232,7 +232,9 @@ def test_chain_log_probability_is_the_sum_over_steps(make_base, head, hold):
         want += single.clamp(-5, 2).mean((1, 2))
     decision, part = torch.arange(10).repeat_interleave(2), torch.arange(2).repeat(10)
     learner.rollout.data = {k: v[:5] for k, v in learner.rollout.data.items()}
-    got = learner.log_prob(decision, part).detach().view(10, 2).sum(1)
+    log_prob, drift = learner.judge(decision, part)
+    assert float(drift) < 1e-9  # nothing has changed
+    got = log_prob.detach().view(10, 2).sum(1)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
@@ -296,15 +298,15 @@ def test_save_and_load_act_alike(make_base, name, tmp_path):
 def test_first_ratio_is_one(make_base, name):
     learner = make_learner(make_base, name)
     ratios = []
-    log_prob = learner.log_prob
-    learner.log_prob = lambda d, p: ratios.append((d, p, log_prob(d, p))) or ratios[-1][2]  # type: ignore[method-assign]
+    judge = learner.judge
+    learner.judge = lambda d, p: ratios.append((d, p, judge(d, p))) or ratios[-1][2]  # type: ignore[method-assign]
     loop = Loop(learner, 2)
     while learner.n_updates < 2:  # the first one is the critic's alone
         loop.run(1)
     n = 12 * learner.n_parts
     n_old = math.ceil(n / 10)
-    old = torch.cat([r[2] for r in ratios[:n_old]])
-    decision, part, first = ratios[n_old]
+    old = torch.cat([r[2][0] for r in ratios[:n_old]])
+    decision, part, (first, _) = ratios[n_old]
     torch.testing.assert_close(
         (first - old[decision * learner.n_parts + part]).exp(), torch.ones(len(first)), atol=1e-5, rtol=0
     )
