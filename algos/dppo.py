@@ -9,8 +9,8 @@ The first steps stay the base's. So does the encoder: what is fine-tuned is the 
 
 What is ours: noise may be held over several control steps (``hold``). White noise on every number of a chunk looks for
 Ta * Da directions at once, most of which cancel out before the arm has moved; held noise looks for what moves it, and
-its likelihood is that of the steps' mean. The gradient is then that of the return through those means alone, and how the
-steps differ from each other, which nothing was learned about, is kept from drifting by a penalty.
+its likelihood is that of the steps' mean. The gradient is then that of the return through those means alone, and a
+penalty keeps from drifting how the steps differ from each other, which nothing was learned about.
 """
 
 from __future__ import annotations
