@@ -120,8 +120,8 @@ class DPPO(OnPolicy):
         critic_warmup: rollouts for the critic alone.
         seed: of exploration and minibatches.
 
-    The defaults are for some 1e5 environment steps on a CPU. The authors take 5 to 30 million steps with min_std 0.1,
-    gamma_denoising 0.99, clip_first 0.001, clip_last 0.01, target_kl 1, actor_lr 1e-4 and critic_warmup 2.
+    The defaults are for some 1e6 environment steps on a CPU. The authors take 5 to 30 million steps with ten denoising
+    steps or all, hold 1, gamma_denoising 0.99, clip_first 0.001, clip_last 0.01, target_kl 1 and critic_warmup 2.
 
     What it learns stays within the demonstrated range of actions wherever the base clips its clean chunks
     (``policy.clip_sample``), for every denoising step is drawn around a clipped chunk.
@@ -135,20 +135,20 @@ class DPPO(OnPolicy):
         n_envs: int,
         *,
         critic_features: CriticFeatures | None = None,
-        n_finetuned_steps: int = 10,
+        n_finetuned_steps: int = 1,
         eta: float = 1.0,
-        min_std: float = 0.2,
-        hold: int = 1,
+        min_std: float = 0.1,
+        hold: int = 8,
         gamma_denoising: float = 0.9,
-        clip_first: float = 0.2,
-        clip_last: float = 0.2,
+        clip_first: float = 0.05,
+        clip_last: float = 0.05,
         clip_rate: float = 3.0,
-        rollout_steps: int = 32,
-        batch_size: int = 512,
-        epochs: int = 10,
+        rollout_steps: int = 64,
+        batch_size: int = 256,
+        epochs: int = 5,
         lam: float = 0.95,
-        target_kl: float = 0.02,
-        actor_lr: float = 1e-3,
+        target_kl: float = 0.015,
+        actor_lr: float = 1e-4,
         adapt_lr: bool = True,
         critic_lr: float = 1e-3,
         critic_hidden: Sequence[int] = (256, 256),

@@ -64,8 +64,8 @@ class ResidualPPO(OnPolicy):
         critic_warmup: rollouts for the critic alone.
         seed: of exploration and minibatches.
 
-    The defaults are for some 1e5 environment steps on a CPU. The authors take up to 1e9 steps with scale 0.1, 50 epochs
-    of one minibatch, target_kl 0.1, actor_lr 3e-4 and critic_lr 5e-3.
+    The defaults are for some 1e5 to 1e6 environment steps on a CPU. The authors take up to 1e9 steps with scale 0.1,
+    hold 1, std 0.37, 50 epochs of one minibatch, target_kl 0.1, actor_lr 3e-4 and critic_lr 5e-3.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class ResidualPPO(OnPolicy):
         n_envs: int,
         *,
         scale: float = 0.5,
-        hold: int = 1,
+        hold: int = 8,
         hidden: Sequence[int] = (256, 256),
-        std: float = 0.37,
+        std: float = 0.2,
         clip_ratio: float = 0.2,
         rollout_steps: int = 64,
         batch_size: int = 256,
         epochs: int = 5,
         lam: float = 0.95,
         target_kl: float = 0.05,
-        actor_lr: float = 1e-3,
+        actor_lr: float = 1e-4,
         adapt_lr: bool = True,
         critic_lr: float = 1e-3,
         critic_hidden: Sequence[int] = (256, 256),

@@ -2,7 +2,8 @@
 
     python benchmarks/finetune_table.py [--methods residual dsrl] [--tasks push-v3 ...] [--seeds 0 1 2] [--jobs 2]
 
-Every base is ``algo=bc`` on 20 demonstrations, stopped early so that there is something to improve. Resumes where it
+Every base is ``algo=bc`` on 20 demonstrations, stopped early so that there is something to improve; that of ``dppo`` is
+a diffusion policy. Resumes where it
 was stopped; with --report it only prints what is there. Success is that of the final policy over 200 episodes (of the
 base over 100); ``dip`` the base's success minus the worst mean of three evaluations in a row, in points; environment
 steps to 90 and 95 % are those of the first evaluation (50 episodes) that reached them.
@@ -21,9 +22,16 @@ TASKS = [
     "peg-unplug-side-v3", "lever-pull-v3", "coffee-pull-v3", "push-wall-v3", "pick-place-v3", "push-back-v3",
     "pick-place-wall-v3", "disassemble-v3",
 ]  # fmt: skip
-METHODS = ["residual", "dsrl"]
-BASE = ["algo.train_steps=500", "policy.n_inference_steps=4", "data.n_demos=20", "eval.n_videos=0", "eval.n_envs=1"]
+METHODS = ["residual", "dsrl"]  # and residual_ppo, dppo
+BASE = [
+    "algo.train_steps=500", "encoder.state.hidden=[64,64]", "policy.n_inference_steps=4", "data.n_demos=20",
+    "eval.n_videos=0", "eval.n_envs=1",
+]  # fmt: skip
 EVAL = ["eval.n_episodes=200", "eval.every=5000", "eval.every_n_episodes=50", "eval.n_videos=0", "eval.n_envs=1"]
+ON_POLICY = ["eval.every=50000", "log.every=5000"]
+FOR_METHOD = {"residual_ppo": [*ON_POLICY, "algo.env_steps=600000"], "dppo": [*ON_POLICY, "algo.env_steps=800000"]}
+# A network that sees the state itself needs half the updates
+DIFFUSION = ["policy=diffusion", "policy.n_inference_steps=5", "encoder.state.hidden=[]", "algo.train_steps=250"]
 COLUMNS = [
     "method",
     "task",
@@ -42,14 +50,16 @@ HEADER = f"| {' | '.join(c.replace('_', ' ') for c in COLUMNS)} |\n|{'---|' * le
 
 def folders(root: Path, task: str, seed: int, obs: str, method: str) -> tuple[Path, Path]:
     """Run folders of the base and of the fine-tuning."""
-    base = root / f"{task}-{obs}-s{seed}"
-    return base, root / f"{base.name}-{method}"
+    base = root / f"{task}-{obs}{'-diffusion' if method == 'dppo' else ''}-s{seed}"
+    return base, root / f"{task}-{obs}-s{seed}-{method}"
 
 
 def job(root: Path, task: str, seed: int, obs: str, method: str, overrides: list[str]) -> None:
     base, tuned = folders(root, task, seed, obs, method)
-    ensure_run(base, [f"task.name={task}", f"obs={obs}", f"seed={seed}", "eval.n_episodes=100", *BASE])
-    ensure_run(tuned, [f"algo={method}", f"base={base}", f"seed={seed}", *EVAL, *overrides])
+    of_base = [*BASE, *DIFFUSION] if method == "dppo" else BASE
+    ensure_run(base, [f"task.name={task}", f"obs={obs}", f"seed={seed}", "eval.n_episodes=100", *of_base])
+    overrides = [*EVAL, *FOR_METHOD.get(method, []), *overrides]
+    ensure_run(tuned, [f"algo={method}", f"base={base}", f"seed={seed}", *overrides])
 
 
 def row(root: Path, task: str, seed: int, obs: str, method: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 OPEN, CLOSED = -1.0, 1.0
 FULL_STEP, FULL_TURN = 0.05, 0.5  # metres and radians that an action of 1 asks for
 GAIN = 0.7  # of the way left, per action
+FLOOR = 0.25  # but no slower: who imitates an approach that dies away stops short of its end
 
 
 class Goal(NamedTuple):
@@ -50,7 +51,8 @@ class Expert:
             self._goal, self._since, age = following, clock, 0
         goal = self._goal
         move = GAIN * (goal.position - self.hand) / FULL_STEP
-        move /= max(1.0, float(np.abs(move).max()))  # straight, also when far
+        size, floor = float(np.abs(move).max()), FLOOR if age >= goal.at_least else 0.0
+        move *= np.clip(size, floor, 1.0) / max(size, 1e-6)  # straight, also when far
         turn = np.zeros(3)
         turn[:2] = self._tilt() / FULL_TURN
         if goal.yaw is not None:

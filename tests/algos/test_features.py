@@ -77,7 +77,7 @@ def test_learns_with_critics_that_see_more(make_base, store, algo):
 
 
 def test_dppo_values_by_what_only_the_critic_sees(make_base):
-    learner = DPPO(make_base("ddim"), 2, critic_features=secret(), rollout_steps=4)
+    learner = DPPO(make_base("ddim"), 2, critic_features=secret(), rollout_steps=4, hold=1)
     obs = {"state": torch.randn(2, 2, 4), "secret": torch.randn(2, 2, 3)}
     learner.explore(obs, torch.ones(2, dtype=torch.bool))
     torch.testing.assert_close(learner._now["features"], secret()(obs))

@@ -26,13 +26,22 @@ from tests.algos.conftest import base_config, outcomes
 
 SMALL = {"rollout_steps": 6, "batch_size": 10, "epochs": 3, "critic_hidden": [16], "critic_warmup": 1}
 LEARNERS = {
-    "residual": lambda make, n: ResidualPPO(make("flow"), n, **SMALL, hidden=[16]),
+    "residual": lambda make, n: ResidualPPO(make("flow"), n, **SMALL, hidden=[16], hold=1),
     "residual-held": lambda make, n: ResidualPPO(make("flow"), n, **SMALL, hidden=[16], hold=2),
-    "residual-ddpm": lambda make, n: ResidualPPO(make("ddpm"), n, **SMALL, hidden=[16]),
-    "dppo-ddim": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=2),
-    "dppo-ddpm": lambda make, n: DPPO(make("ddpm"), n, **SMALL, n_finetuned_steps=3),
+    "residual-ddpm": lambda make, n: ResidualPPO(make("ddpm"), n, **SMALL, hidden=[16], hold=1),
+    "dppo-ddim": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=2, hold=1),
+    "dppo-ddpm": lambda make, n: DPPO(make("ddpm"), n, **SMALL, n_finetuned_steps=3, hold=1),
     "dppo-held": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=2, hold=2),
-    "dppo-all": lambda make, n: DPPO(make("ddim"), n, **SMALL),
+    "dppo-all": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=10, hold=1),
+}
+WIDE = {
+    "n_finetuned_steps": 10,
+    "hold": 1,
+    "target_kl": 0.02,
+    "min_std": 0.2,
+    "actor_lr": 1e-2,
+    "clip_first": 0.2,
+    "clip_last": 0.2,
 }
 every_learner = pytest.mark.parametrize("name", LEARNERS)
 every_sampler = pytest.mark.parametrize("head", ["ddim", "ddpm"])
@@ -195,7 +204,7 @@ def test_untrained_is_the_base(make_base, head, n_finetuned_steps):
 
 @every_sampler
 def test_first_steps_are_the_bases(make_base, head):
-    learner = DPPO(make_base(head), 2, **SMALL, n_finetuned_steps=2)
+    learner = DPPO(make_base(head), 2, **SMALL, n_finetuned_steps=2, hold=1)
     policy = learner.diffusion
     k = policy.head.n_inference_steps
     cond, noise = torch.randn(2, 1, 16), torch.randn(2, k + 1, 6, 2)
@@ -239,7 +248,8 @@ def test_chain_log_probability_is_the_sum_over_steps(make_base, head, hold):
 
 
 def test_clip_and_discount_over_steps(make_base):
-    learner = DPPO(make_base("ddim"), 1, **SMALL, gamma_denoising=0.9, clip_first=0.01, clip_last=0.1, clip_rate=3.0)
+    options = {"gamma_denoising": 0.9, "clip_first": 0.01, "clip_last": 0.1, "clip_rate": 3.0}
+    learner = DPPO(make_base("ddim"), 1, **SMALL, **options, n_finetuned_steps=10, hold=1)
     part = torch.arange(3)
     middle = 0.01 + 0.09 * (math.exp(1.5) - 1) / (math.exp(3) - 1)
     assert learner.clip(part).tolist() == pytest.approx([0.01, middle, 0.1])
@@ -321,7 +331,7 @@ def test_rate_follows_divergence(make_base, target, lr):
     """Lower after a rollout given up early, higher after one that hardly moved it; as it is in between, or unasked."""
     torch.manual_seed(3)
     options = {**SMALL, "actor_lr": 1e-3, "target_kl": target or 1e9, "adapt_lr": target is not None}
-    loop = Loop(ResidualPPO(make_base("flow"), 2, **options, hidden=[16]), 2)
+    loop = Loop(ResidualPPO(make_base("flow"), 2, **options, hidden=[16], hold=1), 2)
     while loop.learner.n_updates < 2:
         loop.run(1)
     assert float(loop.metrics["actor_lr"]) == pytest.approx(lr)
@@ -350,9 +360,9 @@ def test_climbs(make_base, name):
     n, options = 32, SMALL | {"rollout_steps": 4, "batch_size": 64, "epochs": 5, "adapt_lr": False}
     torch.manual_seed(0)
     if name == "residual":
-        learner = ResidualPPO(make_base("flow"), n, **options, hidden=[16], actor_lr=1e-2, scale=0.5)
+        learner = ResidualPPO(make_base("flow"), n, **options, hidden=[16], hold=1, std=0.37, actor_lr=1e-2, scale=0.5)
     else:
-        learner = DPPO(make_base("ddim"), n, **options, actor_lr=1e-2, clip_first=0.2, clip_last=0.2)
+        learner = DPPO(make_base("ddim"), n, **options, **WIDE)
     obs = {"state": torch.rand(n, 2, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1}
     noise = learner.policy.draw_noise(n, torch.Generator().manual_seed(0))
     before = learner.policy.act(obs, noise=noise)[..., 1].mean()

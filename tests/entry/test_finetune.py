@@ -27,7 +27,9 @@ OPTIONS = {
     "residual_ppo": words(
         "algo.hold=2 algo.n_envs=2 algo.rollout_steps=12 algo.batch_size=8 algo.epochs=2 algo.hidden=[16]"
     ),
-    "dppo": words("algo.n_envs=2 algo.rollout_steps=6 algo.batch_size=8 algo.epochs=2 algo.critic_hidden=[16]"),
+    "dppo": words(
+        "algo.hold=2 algo.n_envs=2 algo.rollout_steps=6 algo.batch_size=8 algo.epochs=2 algo.critic_hidden=[16]"
+    ),
 }
 FROM_NOTHING = words("""
     task=toy task.episode_length=15 task.speed=0.2 obs=state data.n_demos=4 data.n_workers=0 n_obs_steps=1
