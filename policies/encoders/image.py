@@ -42,14 +42,16 @@ class ImageEncoder(nn.Module):
 
     Args:
         in_channels: 3 (uint8 or float colour in 0..255), 1 (depth in metres) or 4 (both).
-        backbone: "resnet18", "resnet34" (with a spatial softmax), "vit" (mean of the tokens) or "pretrained".
-        out_dim: features per frame.
+        backbone: "resnet18", "resnet34" (with ``pool``), "vit" (mean of the tokens) or "pretrained".
+        out_dim: features per frame; None for the backbone's own, without a layer behind it.
         relu: of the features, as in LeRobot.
+        pool: of the ResNet: "keypoints" (spatial softmax) or "mean", as in the original ResNet.
         n_keypoints: of the spatial softmax.
         width: of the ResNet.
         norm: of the ResNet: "group", or "frozen_batch" for weights that were trained with BatchNorm.
         normalised: the policy's normaliser scales the colours, instead of this encoder.
-        resize: (height, width) in pixels that images are brought to first, with antialiasing.
+        resize: (height, width) in pixels that images are brought to first.
+        antialias: of ``resize``.
         crop: (height, width) of the crop in pixels, instead of crop_ratio.
         crop_ratio: side of the crop over side of the image: random in training (the same for all To frames of a
             sample, so that motion stays visible), central otherwise, to the pixel as torchvision's. 76 of 84 pixels in
@@ -68,13 +70,15 @@ class ImageEncoder(nn.Module):
         in_channels: int = 3,
         *,
         backbone: str = "resnet18",
-        out_dim: int = 64,
+        out_dim: int | None = 64,
         relu: bool = False,
+        pool: str = "keypoints",
         n_keypoints: int = 32,
         width: int = 64,
         norm: str = "group",
         normalised: bool = False,
         resize: Sequence[int] | None = None,
+        antialias: bool = True,
         crop: Sequence[int] | None = None,
         crop_ratio: float = 0.905,
         shift: int = 0,
@@ -94,6 +98,8 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"crop_ratio={crop_ratio} must lie in (0, 1], shift={shift} be at least 0")
         if norm not in NORMS:
             raise ValueError(f"norm={norm} must be one of {', '.join(NORMS)}")
+        if pool not in ("keypoints", "mean"):
+            raise ValueError(f"pool={pool} must be keypoints or mean")
         self.jitter = ColourJitter(**(jitter or {}))
         if self.jitter and in_channels == 1:
             raise ValueError("jitter is of colours; depth has none")
@@ -101,7 +107,7 @@ class ImageEncoder(nn.Module):
             raise ValueError("jitter is of colours in 0..255, and these are normalised")
         self.normalised, self.relu = normalised, relu
         self.resize, self.crop = _pair(resize, "resize"), _pair(crop, "crop")
-        self.in_channels, self.crop_ratio, self.shift, self.out_dim = in_channels, crop_ratio, shift, out_dim
+        self.in_channels, self.crop_ratio, self.shift, self.antialias = in_channels, crop_ratio, shift, antialias
         self.resolved: dict[str, Any] = {}  # options that a checkpoint adds to these
         self.frozen = backbone == "pretrained" and frozen
         self.pool: nn.Module = nn.Identity()
@@ -114,8 +120,13 @@ class ImageEncoder(nn.Module):
             width = self.backbone.out_channels
         else:
             self.backbone = ResNet(in_channels, width, BLOCKS[backbone], NORMS[norm])
-            self.pool, width = SpatialSoftmax(self.backbone.out_channels, n_keypoints), 2 * n_keypoints
-        self.projection = nn.Linear(width, out_dim)
+            width = self.backbone.out_channels
+            if pool == "keypoints":
+                self.pool, width = SpatialSoftmax(width, n_keypoints), 2 * n_keypoints
+            else:
+                self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out_dim = out_dim or width
+        self.projection = nn.Linear(width, out_dim) if out_dim else nn.Identity()
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """What is frozen stays in eval mode."""
@@ -140,7 +151,7 @@ class ImageEncoder(nn.Module):
         """The crop of every frame, shifted; ``rng`` draws one for each sample, None takes the central one."""
         size = self.window(*x.shape[-2:])
         if self.resize is not None:
-            frames = F.interpolate(x.flatten(0, 1).float(), self.resize, mode="bilinear", antialias=True)
+            frames = F.interpolate(x.flatten(0, 1).float(), self.resize, mode="bilinear", antialias=self.antialias)
             x = frames.unflatten(0, x.shape[:2])
         b, to, _, height, width = x.shape
         room = torch.tensor([height - size[0], width - size[1]], device=x.device)

@@ -10,9 +10,8 @@ from torch import nn
 from data.errors import ConfigError, nearest
 from data.spec import FieldSpec
 from policies.encoders.force import ForceEncoder
-from policies.encoders.image import ImageEncoder
+from policies.encoders.image import ImageEncoder, SpatialSoftmax
 from policies.encoders.pointcloud import PointCloudEncoder
-from policies.encoders.resnet import BLOCKS
 from policies.encoders.vector import LanguageEncoder, StateEncoder
 
 Options = dict[str, dict[str, Any]]
@@ -111,7 +110,7 @@ def _elder(
 def _image(field: FieldSpec, kwargs: dict[str, Any], channels: int) -> ImageEncoder:
     encoder = ImageEncoder(channels, **kwargs)
     seen = encoder.window(*field.shape[:2])
-    if kwargs.get("backbone", "resnet18") in BLOCKS and min(seen) <= 32:
+    if isinstance(encoder.pool, SpatialSoftmax) and min(seen) <= 32:
         # The spatial softmax of one cell is a constant.
         raise ValueError(f"{seen} of {field.shape} is too small for a ResNet: use 48 pixels")
     return encoder

@@ -129,3 +129,10 @@ def torchvision_name(name: str) -> str:
     parts = {"conv1": "conv1", "norm1": "bn1", "conv2": "conv2", "norm2": "bn2", "skip": "downsample"}
     stage, block, part, *last = rest
     return ".".join([f"layer{int(stage) + 1}", block, parts[part], *last])
+
+
+def numbered_name(name: str) -> str:
+    """The same, where torchvision's children go by their number, as in nn.Sequential(*resnet.children())."""
+    head, rest = torchvision_name(name).split(".", 1)
+    number = {"conv1": 0, "bn1": 1}.get(head)
+    return f"{int(head[-1]) + 3 if number is None else number}.{rest}"

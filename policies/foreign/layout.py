@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from data.errors import ConfigError, nearest
+from data.normaliser import Normaliser
 from data.spec import FieldSpec, TaskSpec
 
-Maps = Mapping[str, tuple[Tensor, Tensor]]  # (centre, scale), (D,) each, by feature
+Map = tuple[Tensor, Tensor]  # (centre, scale), (D,) each
+Maps = Mapping[str, Map]  # by feature
+ACTION = "action"
+PLAIN = (torch.full((3,), 127.5), torch.full((3,), 127.5))  # what our image encoders do with 0..255
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,28 @@ def our_maps(features: Sequence[Feature], maps: Maps) -> dict[str, tuple[Tensor,
             for key, part in zip(feature.keys, values.split(sizes), strict=True):
                 collected.setdefault(key, []).append(part)
     return {key: (torch.cat(centres[key]), torch.cat(scales[key])) for key in centres}
+
+
+def normaliser(
+    task: TaskSpec, observed: Sequence[Feature], maps: Maps, inverse: Map
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Its weights, and the modes of images that are not just brought from 0..255 to [-1, 1].
+
+    Args:
+        task: what ``observed`` became.
+        observed: the features.
+        maps: theirs; of images in [0, 1].
+        inverse: the map of actions.
+    """
+    scaled = {f.name: (255 * maps[f.name][0], 255 * maps[f.name][1]) for f in observed if len(f.shape) > 1}
+    plain = all(
+        torch.allclose(x.float(), half, rtol=1e-6) for m in scaled.values() for x, half in zip(m, PLAIN, strict=True)
+    )
+    images = {key: "meanstd" for key, field in task.obs.items() if field.is_image and not plain}
+    ours = our_maps(observed, {**maps, **scaled})
+    ours = {key: m for key, m in ours.items() if key in images or not task.obs[key].is_image}
+    built = Normaliser.from_maps({**ours, ACTION: inverse}, {})
+    return {f"normaliser.{name}": x for name, x in built.state_dict().items()}, images
 
 
 def unknown_task(name: str, obs: Mapping[str, FieldSpec], action_dim: int) -> TaskSpec:

@@ -16,20 +16,18 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.normaliser import Normaliser
 from data.spec import TaskSpec
 from policies.encoders.image import ImageEncoder
-from policies.encoders.resnet import torchvision_name
-from policies.foreign.layout import Feature, columns, fields, named, our_maps, targets, unknown_task
-from policies.foreign.lerobot_config import ACTION, ENV_STATE, STATE, LeRobotConfig
-from policies.foreign.lerobot_stats import Map, statistics_of
+from policies.encoders.resnet import numbered_name
+from policies.foreign.layout import Feature, columns, fields, named, normaliser, targets, unknown_task
+from policies.foreign.lerobot_config import ENV_STATE, STATE, LeRobotConfig
+from policies.foreign.lerobot_stats import statistics_of
 from policies.foreign.tensors import Tensors, read_safetensors, side_by_side
 from policies.foreign.unet import LEROBOT, read_unet
 from policies.networks.unet1d import UNet1d
 
 CONTRACT = "deft.json"
 ENCODER = "diffusion.rgb_encoder."
-PLAIN = (torch.full((3,), 127.5), torch.full((3,), 127.5))  # what our image encoders do with 0..255
 
 
 def is_lerobot(document: Mapping[str, Any]) -> bool:
@@ -72,7 +70,7 @@ def read_lerobot(folder: Path, features: Mapping[str, Any] | None = None) -> tup
     file = folder / "model.safetensors"
     source = Tensors(file, read_safetensors(file))
     maps, inverse = statistics_of(folder, config, source)
-    weights, modes = _normaliser(task, observed, maps, inverse)
+    weights, modes = normaliser(task, observed, maps, inverse)
     sections = config.sections(normalised=bool(modes))
     weights |= _network(source, config, sections, observed, list(task.obs))
     if config.images:
@@ -103,21 +101,6 @@ def _contracted(plain: TaskSpec, contract: Mapping[str, Any], file: Path) -> Tas
     return task
 
 
-def _normaliser(
-    task: TaskSpec, observed: list[Feature], maps: Mapping[str, Map], inverse: Map
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Its weights, and the modes of images that are not just brought from 0..255 to [-1, 1]."""
-    scaled = {f.name: (255 * maps[f.name][0], 255 * maps[f.name][1]) for f in observed if len(f.shape) > 1}
-    plain = all(
-        torch.allclose(x.float(), half, rtol=1e-6) for m in scaled.values() for x, half in zip(m, PLAIN, strict=True)
-    )
-    images = {key: "meanstd" for key, field in task.obs.items() if field.is_image and not plain}
-    ours = our_maps(observed, {**maps, **scaled})
-    ours = {key: m for key, m in ours.items() if key in images or not task.obs[key].is_image}
-    built = Normaliser.from_maps({**ours, ACTION: inverse}, {})
-    return {f"normaliser.{name}": x for name, x in built.state_dict().items()}, images
-
-
 def _network(
     source: Tensors, config: LeRobotConfig, sections: Mapping[str, Any], observed: list[Feature], keys: list[str]
 ) -> dict[str, Tensor]:
@@ -127,13 +110,6 @@ def _network(
         network = UNet1d(config.action_dim, config.horizon, (config.n_obs_steps, width), **options)
     weights = read_unet(source, network, LEROBOT, columns(observed, keys, config.n_obs_steps))
     return {f"head.network.{name}": x for name, x in weights.items()}
-
-
-def backbone_name(name: str) -> str:
-    """What LeRobot calls the weight that ``ResNet`` calls ``name``: torchvision's children by number."""
-    head, rest = torchvision_name(name).split(".", 1)
-    number = {"conv1": 0, "bn1": 1}.get(head)
-    return f"backbone.{int(head[-1]) + 3 if number is None else number}.{rest}"
 
 
 def _encoders(
@@ -151,7 +127,7 @@ def _encoders(
         for name, x in state.items():
             module, rest = name.split(".", 1)
             theirs = {"pool": f"pool.nets.{rest.split('.')[-1]}", "projection": f"out.{rest}"}.get(module)
-            value = source.take(prefix + (theirs or backbone_name(rest)), x.shape)
+            value = source.take(prefix + (theirs or f"backbone.{numbered_name(rest)}"), x.shape)
             encoder[name] = side_by_side(value) if name == "projection.weight" else value
         for camera in [cameras[i]] if config.separate else cameras:
             out |= {f"encoder.encoders.{camera}.{name}": x for name, x in encoder.items()}

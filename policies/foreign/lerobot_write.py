@@ -18,11 +18,11 @@ from torch import Tensor
 from data.errors import ConfigError
 from policies.chunk_policy import ChunkPolicy
 from policies.encoders.fusion import Concat
-from policies.encoders.image import ImageEncoder
-from policies.encoders.resnet import ResNet
+from policies.encoders.image import ImageEncoder, SpatialSoftmax
+from policies.encoders.resnet import ResNet, numbered_name
 from policies.encoders.vector import StateEncoder
-from policies.foreign.layout import Feature, columns
-from policies.foreign.lerobot import CONTRACT, ENCODER, PLAIN, backbone_name
+from policies.foreign.layout import PLAIN, Feature, columns
+from policies.foreign.lerobot import CONTRACT, ENCODER
 from policies.foreign.lerobot_config import ACTION, BACKBONES, DEFAULTS, ENV_STATE, N_GROUPS_OUT, STATE
 from policies.foreign.lerobot_stats import EPS, EXACT, IN, OUT
 from policies.foreign.tensors import interleaved
@@ -115,6 +115,9 @@ def _image_misfits(encoder: ImageEncoder) -> list[str]:
     checks = {
         f"backbone (one of {', '.join(BACKBONES)} of width 64)": isinstance(encoder.backbone, ResNet)
         and encoder.backbone.out_channels == 512,
+        "pool (keypoints)": isinstance(encoder.pool, SpatialSoftmax),
+        "out_dim (a number)": isinstance(encoder.projection, torch.nn.Linear),
+        "antialias (true)": encoder.antialias or encoder.resize is None,
         "relu (true)": encoder.relu,
         "with_depth": encoder.in_channels == 3,
     }
@@ -125,6 +128,7 @@ def _image_misfits(encoder: ImageEncoder) -> list[str]:
 
 
 def _n_keypoints(encoder: ImageEncoder) -> int:
+    assert isinstance(encoder.projection, torch.nn.Linear)
     return encoder.projection.in_features // 2
 
 
@@ -235,9 +239,10 @@ def _encoders(policy: ChunkPolicy, observed: list[Feature]) -> dict[str, Tensor]
         for name, x in encoder.state_dict().items():
             module, rest = name.split(".", 1)
             theirs = {"pool": f"pool.nets.{rest.split('.')[-1]}", "projection": f"out.{rest}"}.get(module)
-            out[prefix + (theirs or backbone_name(rest))] = interleaved(x) if name == "projection.weight" else x
+            theirs = theirs or f"backbone.{numbered_name(rest)}"
+            out[prefix + theirs] = interleaved(x) if name == "projection.weight" else x
             if rest.endswith("running_var"):
-                out[prefix + backbone_name(rest).replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+                out[prefix + theirs.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
         side = [_cells(n) for n in encoder.window(*policy.spec.obs[cameras[i]].shape[:2])]
         y, x = (torch.linspace(-1, 1, n, dtype=torch.float64).float() for n in side)
         grid = torch.stack([x.expand(side[0], -1).flatten(), y[:, None].expand(-1, side[1]).flatten()], 1)

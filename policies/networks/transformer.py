@@ -16,7 +16,7 @@ from policies.networks.attention import (
     check_heads,
     init_weights,
 )
-from policies.networks.embed import TimeEmbedding
+from policies.networks.embed import Sinusoid, TimeEmbedding
 
 
 class _DecoderBlock(nn.Module):
@@ -45,7 +45,7 @@ class Transformer(nn.Module):
     keys and values is computed once per observation and the time's part once per denoising step: equal to the paper's,
     but that the time token has an MLP of its own. With encoder layers the paper's time token takes part in the
     self-attention, and the memory has to be made anew at every step; here the observation tokens are encoded by
-    themselves, so that they never see the time. The decoder sees both either way.
+    themselves, so that they never see the time, unless ``encode_time``. The decoder sees both either way.
 
     Args:
         action_dim: Da.
@@ -55,8 +55,11 @@ class Transformer(nn.Module):
         n_layers: of the decoder; 8 in the paper.
         n_heads: of all attention; 4 in the paper.
         n_cond_layers: of the observation's encoder; 0: an MLP, as in the paper's experiments.
+        encode_time: whether the time, then a sinusoid without an MLP, is a token of the encoder's, as in the paper, and
+            all tokens there see all others.
         causal: an action sees the actions before it and, taking token i for observation step i, the observations up to
-            its own step; so do the encoder's, which the paper leaves unmasked. Not for tokens that are not steps.
+            its own step; so do the encoder's without ``encode_time``, which the paper leaves unmasked. Not for tokens
+            that are not steps.
         dropout: of attention weights, and after every attention and inside and after every feed-forward, as
             nn.TransformerDecoderLayer has it. The paper: 0.3 (robomimic), 0.01 (PushT).
         time_scale, n_times: see TimeEmbedding.
@@ -77,6 +80,7 @@ class Transformer(nn.Module):
         n_layers: int = 4,
         n_heads: int = 4,
         n_cond_layers: int = 0,
+        encode_time: bool = False,
         causal: bool = False,
         dropout: float = 0.0,
         time_scale: float = 100.0,
@@ -84,11 +88,17 @@ class Transformer(nn.Module):
     ):
         super().__init__()
         check_heads(width, n_heads)
+        if encode_time and (n_cond_layers == 0 or width % (2 * n_times)):
+            raise ValueError(f"encode_time needs n_cond_layers >= 1, and a width={width} that sinusoids can fill")
         n_tokens, token_dim = cond_shape
-        self.n_layers, self.n_heads = n_layers, n_heads
+        self.n_layers, self.n_heads, self.encode_time = n_layers, n_heads, encode_time
         self.input = nn.Linear(action_dim, width)
         self.position = nn.Parameter(torch.empty(horizon, width))
-        self.time = TimeEmbedding(width, time_scale, n_times)
+        if encode_time:
+            self.time: Sinusoid = Sinusoid(width // n_times, time_scale, n_times)
+            self.position_time = nn.Parameter(torch.empty(1, width))
+        else:
+            self.time = TimeEmbedding(width, time_scale, n_times)
         self.cond_input = nn.Linear(token_dim, width)
         self.position_cond = nn.Parameter(torch.empty(n_tokens, width))
         self.encoder = nn.ModuleList([Block(width, n_heads, dropout) for _ in range(n_cond_layers)])
@@ -111,14 +121,18 @@ class Transformer(nn.Module):
         return [(block, 0) for block in list(self.decoder)[:-1]]
 
     def prepare(self, cond: Float[Tensor, "b l c"]) -> Float[Tensor, "b l m"]:
-        """The observation tokens' keys and values in every decoder layer."""
+        """The observation tokens' keys and values in every decoder layer; with ``encode_time`` the encoder's input."""
         h = self.cond_input(cond) + self.position_cond
+        if self.encode_time:
+            return h
         for block in self.encoder:
             h = block(h, self.cond_mask)
         return self.memory(self.mlp(h))
 
     def embed_times(self, t: Float[Tensor, " k"] | Float[Tensor, "k n"]) -> Float[Tensor, "k m"]:
         """The time token's; a sampler computes them for all its steps at once."""
+        if self.encode_time:
+            return self.time(t) + self.position_time
         return self.memory(self.time(t))
 
     def forward(
@@ -130,6 +144,10 @@ class Transformer(nn.Module):
         """x noisy chunk, t in [0, 1] or ``embed_times(t)``, prepared = ``prepare(cond)`` -> the head's target."""
         time = self.embed_times(t) if t.ndim == 1 or t.shape[1] == self.time.n_times else t
         memory = torch.cat([time.expand(len(x), -1).unsqueeze(1), prepared], 1)
+        if self.encode_time:
+            for block in self.encoder:
+                memory = block(memory)
+            memory = self.memory(memory)
         memory = memory.unflatten(-1, (self.n_layers, 2, self.n_heads, -1)).permute(2, 3, 0, 4, 1, 5)
         h = self.input(x) + self.position
         for block, (k, v) in zip(self.decoder, memory.unbind(0), strict=True):

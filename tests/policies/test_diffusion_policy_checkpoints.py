@@ -190,7 +190,7 @@ def test_whose_weights_and_names(tmp_path):
 
 
 REFUSED = {
-    "hybrid": ({"policy___target_": "x.DiffusionUnetHybridImagePolicy"}, "is a DiffusionUnetHybridImagePolicy"),
+    "other kind": ({"policy___target_": "x.IbcDfoHybridImagePolicy"}, "is a IbcDfoHybridImagePolicy"),
     "inpainting": ({"policy__obs_as_global_cond": False}, "cfg.policy.obs_as_global_cond must be true"),
     "other slice": ({"policy__oa_step_convention": False}, "oa_step_convention"),
     "no horizon": ({"policy__horizon": ...}, "cfg.policy.horizon=None must be of type int"),
@@ -200,7 +200,7 @@ REFUSED = {
     "unknown option": ({"policy__noise_scheduler__thresholding": True}, "thresholding=True has no counterpart"),
     "no model": ({"policy__model": None}, "cfg.policy.model is missing"),
     "other size": ({"policy__model__down_dims": [8, 32]}, "expected"),
-    "odd horizon": ({"policy__horizon": 7}, "makes no U-Net"),
+    "odd horizon": ({"policy__horizon": 7}, "makes no UNet1d"),
 }
 
 

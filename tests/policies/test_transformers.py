@@ -25,12 +25,14 @@ NETWORKS = {
     "transformer-causal": functools.partial(Transformer, causal=True),
     "transformer-encoder": functools.partial(Transformer, n_cond_layers=1),
     "transformer-encoder-causal": functools.partial(Transformer, n_cond_layers=1, causal=True),
+    "transformer-paper": functools.partial(Transformer, n_cond_layers=1, encode_time=True),
+    "transformer-paper-causal": functools.partial(Transformer, n_cond_layers=1, encode_time=True, causal=True),
     "dit": DiT,
     "dit-causal": functools.partial(DiT, causal=True),
     "in_context": functools.partial(DiT, conditioning="in_context"),
     "in_context-full": functools.partial(DiT, conditioning="in_context", causal=False),
 }
-CAUSAL = ("transformer-causal", "transformer-encoder-causal", "dit-causal", "in_context")
+CAUSAL = ("transformer-causal", "transformer-encoder-causal", "transformer-paper-causal", "dit-causal", "in_context")
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -134,6 +136,10 @@ def test_transformer_is_torch_s_decoder_over_one_memory(name):
     else:
         tokens = net.mlp(tokens)
     memory = torch.cat([net.time(t)[:, None], tokens], 1)
+    if "paper" in name:
+        layer = copied(nn.TransformerEncoderLayer(16, 2, **OPTIONS).double(), net.encoder[0])
+        time = (net.time(t) + net.position_time)[:, None]
+        memory = layer(torch.cat([time, net.cond_input(cond) + net.position_cond], 1))
     h = net.input(x) + net.position
     for block, weight, bias in zip(net.decoder, net.memory.weight.chunk(2), net.memory.bias.chunk(2), strict=True):
         layer = copied(nn.TransformerDecoderLayer(16, 2, **OPTIONS).double(), block, (weight, bias))
@@ -242,6 +248,7 @@ def test_dropout_in_training_repeats_with_the_seed(state_store):
     ("make_network", "message"),
     [
         (lambda: Transformer(2, 4, (1, 3), width=10, n_heads=4), "width=10 must be a multiple of n_heads=4"),
+        (lambda: Transformer(2, 4, (1, 3), encode_time=True), "encode_time needs n_cond_layers >= 1"),
         (lambda: DiT(2, 4, (1, 3), width=10, n_heads=4), "width=10 must be a multiple of n_heads=4"),
         (lambda: DiT(2, 4, (1, 3), dropout=1.5), "dropout=1.5"),
         (lambda: UNet1d(2, 4, (1, 3), n_blocks=0), "n_blocks=0"),
