@@ -1,15 +1,12 @@
 """Diffusion Policy's .ckpt files, written here in its layout: what is in them, and what must never run.
 
-The original package does not install beside Deft. Its U-Net is written down once more below, by the names of its
-weights and with torch's own layers, and sampled with diffusers' schedulers, as the original does.
+The U-Net on vectors; the other kinds are in test_diffusion_policy_kinds.py.
 """
 
 import contextlib
-import math
 import os
 import pickle
 import zipfile
-from itertools import pairwise
 
 import pytest
 import torch
@@ -18,11 +15,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from torch import nn
 
 from data.errors import ConfigError, DataError
 from policies.checkpoint import load_policy, read_config
 from policies.foreign.unpickle import Archive
+from tests.policies.diffusion_policy_parts import Unet
 
 TO, TA, H, DO, DA = 2, 3, 8, 5, 2
 CONFIG = {
@@ -46,68 +43,6 @@ CONFIG = {
         "pred_action_steps_only": False, "oa_step_convention": True,
     },
 }  # fmt: skip
-
-
-class Conv(nn.Module):
-    def __init__(self, a, b, k, n_groups):
-        super().__init__()
-        self.block = nn.Sequential(nn.Conv1d(a, b, k, padding=k // 2), nn.GroupNorm(n_groups, b), nn.Mish())
-
-
-class Residual(nn.Module):
-    def __init__(self, a, b, cond, k, groups, scale):
-        super().__init__()
-        self.blocks = nn.ModuleList([Conv(a, b, k, groups), Conv(b, b, k, groups)])
-        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(cond, 2 * b if scale else b))
-        self.residual_conv = nn.Conv1d(a, b, 1) if a != b else nn.Identity()
-        self.scale = scale
-
-    def forward(self, x, cond):
-        h, film = self.blocks[0].block(x), self.cond_encoder(cond)[..., None]
-        if self.scale:
-            by, film = film.chunk(2, 1)
-            h = by * h
-        return self.blocks[1].block(h + film) + self.residual_conv(x)
-
-
-class Sampler(nn.Module):
-    def __init__(self, conv):
-        super().__init__()
-        self.conv = conv
-
-
-class Unet(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        dims, d = [c["input_dim"], *c["down_dims"]], c["diffusion_step_embed_dim"]
-        self.diffusion_step_encoder = nn.Sequential(nn.Identity(), nn.Linear(d, 4 * d), nn.Mish(), nn.Linear(4 * d, d))
-        self.half = d // 2
-        rest = (d + c["global_cond_dim"], c["kernel_size"], c["n_groups"], c["cond_predict_scale"])
-        self.down_modules, self.up_modules = nn.ModuleList(), nn.ModuleList()
-        pairs = list(pairwise(dims))
-        for i, (a, b) in enumerate(pairs):
-            down = Sampler(nn.Conv1d(b, b, 3, 2, 1)) if i < len(pairs) - 1 else nn.Identity()
-            self.down_modules.append(nn.ModuleList([Residual(a, b, *rest), Residual(b, b, *rest), down]))
-        self.mid_modules = nn.ModuleList(Residual(dims[-1], dims[-1], *rest) for _ in range(2))
-        for a, b in reversed(pairs[1:]):
-            up = Sampler(nn.ConvTranspose1d(a, a, 4, 2, 1))
-            self.up_modules.append(nn.ModuleList([Residual(2 * b, a, *rest), Residual(a, a, *rest), up]))
-        last = Conv(dims[1], dims[1], c["kernel_size"], 8)
-        self.final_conv = nn.Sequential(last, nn.Conv1d(dims[1], dims[0], 1))
-
-    def forward(self, x, k, cond):
-        angle = k * torch.exp(torch.arange(self.half) * (-math.log(10_000) / (self.half - 1)))
-        time = self.diffusion_step_encoder(torch.cat([angle.sin(), angle.cos()]))
-        cond, x, skips = torch.cat([time.expand(len(x), -1), cond], 1), x.movedim(1, 2), []
-        for one, two, down in self.down_modules:
-            x = two(one(x, cond), cond)
-            skips.append(x)
-            x = down.conv(x) if isinstance(down, Sampler) else x
-        for block in self.mid_modules:
-            x = block(x, cond)
-        for one, two, up in self.up_modules:
-            x = up.conv(two(one(torch.cat([x, skips.pop()], 1), cond), cond))
-        return self.final_conv[1](self.final_conv[0].block(x)).movedim(1, 2)
 
 
 def changed(**changes):
