@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from data.errors import DataError
 
 OBS = "obs"  # the one observation of a low-dimensional policy
+LARGEST, DEEPEST = 10_000, 256  # numbers, numbers of layers: a configuration must not say how long reading takes
 N_GROUPS_OUT = 8  # of the U-Net's last norm, whatever n_groups says
 ROBOMIMIC = {"backbone": "resnet18", "n_keypoints": 32, "out_dim": 64, "relu": True}  # of its "image" defaults
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, std
@@ -77,12 +78,12 @@ class Section:
         """A part of it."""
         return Section(self.file, f"{self.where}.{name}", self.options.get(name))
 
-    def get(self, name: str, kind: type, default: Any = None, least: int = 1) -> Any:
-        """A value of this type; whole numbers of at least ``least``."""
+    def get(self, name: str, kind: type, default: Any = None, least: int = 1, most: int = LARGEST) -> Any:
+        """A value of this type; whole numbers from ``least`` to ``most``."""
         value = self.options.get(name, default)
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if not fits or (kind is int and value < least):
-            self.refuse(name, value, f"of type {kind.__name__}" + (f", at least {least}" if kind is int else ""))
+        if not fits or (kind is int and not least <= value <= most):
+            self.refuse(name, value, f"of type {kind.__name__}" + (f", {least}..{most}" if kind is int else ""))
         return value
 
     def size(self, name: str, default: Sequence[int] | None = None) -> list[int] | None:
@@ -224,11 +225,11 @@ class DiffusionPolicyConfig:
         dropout = model.options.get("p_drop_attn")
         if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             model.refuse("p_drop_attn", dropout, "in [0, 1)")
-        n_cond_layers = model.get("n_cond_layers", int, 0, least=0)
+        n_cond_layers = model.get("n_cond_layers", int, 0, least=0, most=DEEPEST)
         return {
             "name": "transformer",
             "width": model.get("n_emb", int),
-            "n_layers": model.get("n_layer", int),
+            "n_layers": model.get("n_layer", int, most=DEEPEST),
             "n_heads": model.get("n_head", int),
             "n_cond_layers": n_cond_layers,
             "encode_time": n_cond_layers > 0,

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import torch
 
-if not hasattr(
-    torch.ops.torchvision, "nms"
-):  # torchvision's wheel is for another torch; nothing here needs its kernels
+if not hasattr(torch.ops.torchvision, "nms"):  # its wheel is for another torch; no kernel of its own is needed
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import dill
-import robomimic
+import robomimic.models.base_nets
 import robomimic.scripts.generate_paper_configs as paper
 import robomimic.utils.obs_utils
 import torchvision
@@ -31,7 +29,7 @@ from tests.policies.diffusion_policy_encoders import MultiImage, width
 from tests.policies.diffusion_policy_parts import IMAGE_CASES, IMAGENET, Published, ours, payload, watched
 
 
-class Central(robomimic.models.base_nets.Randomizer if robomimic.__version__ < "0.3" else nn.Module):
+class Central(robomimic.models.base_nets.Randomizer):
     """Diffusion Policy's crop in evaluation."""
 
     def __init__(self, size):

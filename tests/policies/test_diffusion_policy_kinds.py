@@ -5,6 +5,7 @@ torchvision themselves: benchmarks/peers/install_robomimic.sh, and DEFT_PEERS=it
 .venv-peers.
 """
 
+import contextlib
 import copy
 import os
 import subprocess
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from data.errors import DataError
+from data.errors import ConfigError, DataError
 from policies.checkpoint import load_policy, read_config, save_policy
 from tests.policies.diffusion_policy_encoders import MultiImage, Robomimic, width
 from tests.policies.diffusion_policy_parts import (
@@ -137,6 +141,33 @@ def test_what_has_no_counterpart_is_named(tmp_path, contents, name):
         section[last] = value
     torch.save(content, tmp_path / "a.ckpt")
     with pytest.raises(DataError, match=message):
+        load_policy(tmp_path / "a.ckpt")
+
+
+def leaves(section, path=()):
+    """Where the values of a configuration are."""
+    if isinstance(section, dict):
+        return [leaf for key, value in section.items() for leaf in [(*path, key), *leaves(value, (*path, key))]]
+    return [path]
+
+
+VALUES = st.none() | st.booleans() | st.integers(-3, 10**12) | st.floats() | st.text(max_size=3) | st.just([3, 5])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_configurations_that_make_no_sense(tmp_path, contents, data):
+    policy, content = contents[data.draw(st.sampled_from(list(contents)))]
+    changed = copy.deepcopy(policy)
+    *path, last = data.draw(st.sampled_from(leaves(policy)))
+    section = changed
+    for part in path:
+        section = section[part]
+    section[last] = data.draw(VALUES | st.just({"a": 1}))
+    small = {k: x for k, x in content["state_dicts"]["ema_model"].items() if x.numel() < 20_000}
+    cfg = OmegaConf.create({"policy": changed, "training": {"use_ema": True}})
+    torch.save({"cfg": cfg, "state_dicts": {"ema_model": small}}, tmp_path / "a.ckpt")
+    with contextlib.suppress(DataError, ConfigError):  # and nothing else
         load_policy(tmp_path / "a.ckpt")
 
 
