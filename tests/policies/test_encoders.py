@@ -256,6 +256,8 @@ def test_backbones_differ_in_depth_and_reach_every_weight():
         assert not torch.allclose(vit(x), vit(x.roll(8, -1)), atol=1e-3)
     with pytest.raises(ConfigError, match="backbone=resnet50 must be one of resnet18"):
         encoder_of("rgb", rgb={"backbone": "resnet50"})
+    with pytest.raises(ConfigError, match="pool=max must be keypoints or mean"):
+        encoder_of("rgb", rgb={"pool": "max"})
     with pytest.raises(ConfigError, match=r"vit.dim=6 must be a multiple of 4"):
         encoder_of("rgb", rgb={"backbone": "vit", "vit": {"dim": 6}})
 

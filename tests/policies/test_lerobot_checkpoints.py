@@ -148,6 +148,14 @@ def test_what_does_not_fit_is_named(tmp_path, changes, named):
     assert not (tmp_path / "x").exists()
 
 
+def test_image_encoders_that_lerobot_has_not(tmp_path):
+    """As Diffusion Policy's are read."""
+    rgb = {"pool": "mean", "out_dim": None, "resize": [44, 46], "antialias": False}
+    policy, document = made(["rgb_top"], encoder={"state": {"hidden": []}, "rgb": rgb})
+    with pytest.raises(ConfigError, match=r"pool \(keypoints\).*out_dim \(a number\).*antialias.*relu"):
+        write_lerobot(policy, document, tmp_path / "x")
+
+
 # ---------------------------------------------------------------------------------------------- names, environments
 
 
