@@ -28,10 +28,13 @@ CLIMBS = {
     ],
     "dsrl": [*OFF_POLICY, *words("algo.env_steps=12000 n_action_steps=4 algo.start_std=1 algo.prior=0.005")],
     # The toy's point turns at every step: corrections that are held over a chunk come too late for it
-    "residual_ppo": words("algo.env_steps=60000 eval.every=20000 algo.hold=1 algo.std=0.37 algo.actor_lr=1e-3"),
+    "residual_ppo": words("""
+        algo.env_steps=60000 eval.every=20000 algo.hold=1 algo.std=0.37 algo.actor_lr=1e-3 algo.adapt_lr=false
+    """),
     "dppo": words("""
-        algo.env_steps=100000 eval.every=20000 algo.hold=1 algo.n_finetuned_steps=5 algo.min_std=0.2 algo.actor_lr=1e-3
-        algo.clip_first=0.2 algo.clip_last=0.2 algo.target_kl=0.02 algo.rollout_steps=32 algo.batch_size=512 algo.epochs=10
+        algo.env_steps=100000 eval.every=20000 algo.hold=2 algo.n_finetuned_steps=5 algo.min_std=0.2 algo.actor_lr=3e-4
+        algo.adapt_lr=false algo.clip_first=0.2 algo.clip_last=0.2 algo.target_kl=0.02 algo.rollout_steps=32
+        algo.batch_size=512 algo.epochs=10
     """),
 }
 FROM_NOTHING = {
