@@ -24,14 +24,12 @@ TASKS = [
 ]  # fmt: skip
 METHODS = ["residual", "dsrl"]  # and residual_ppo, dppo
 BASE = [
-    "algo.train_steps=500", "encoder.state.hidden=[64,64]", "policy.n_inference_steps=4", "data.n_demos=20",
-    "eval.n_videos=0", "eval.n_envs=1",
+    "algo.train_steps=300", "policy.n_inference_steps=4", "data.n_demos=20", "eval.n_videos=0", "eval.n_envs=1",
 ]  # fmt: skip
 EVAL = ["eval.n_episodes=200", "eval.every=5000", "eval.every_n_episodes=50", "eval.n_videos=0", "eval.n_envs=1"]
 ON_POLICY = ["eval.every=50000", "log.every=5000"]
 FOR_METHOD = {"residual_ppo": [*ON_POLICY, "algo.env_steps=600000"], "dppo": [*ON_POLICY, "algo.env_steps=800000"]}
-# A network that sees the state itself needs half the updates
-DIFFUSION = ["policy=diffusion", "policy.n_inference_steps=5", "encoder.state.hidden=[]", "algo.train_steps=250"]
+DIFFUSION = ["policy=diffusion", "policy.n_inference_steps=5", "algo.train_steps=250"]
 COLUMNS = [
     "method",
     "task",
