@@ -143,14 +143,15 @@ class MetaWorldEnv:
         self._snapshot.restore(sim)
         sim.np_random = np.random.default_rng(seed)
         mujoco.mj_resetData(self.model, self.data)
-        state = sim.reset_model().astype(np.float64)
+        sim.reset_model()
+        # Seven tasks move bodies last thing in a reset and tell where they were before: bring the poses up to date.
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+        state = sim._get_obs().astype(np.float64)
         sim._prev_obs = state[:18].copy()
         state[18:36] = state[:18]
         space = sim.sawyer_observation_space  # step() clips to it, so the first state is clipped too
         self._state = np.clip(state, space.low, space.high)
-        # Some tasks move bodies last thing in a reset: bring the poses up to date, for cameras and rays.
-        mujoco.mj_kinematics(self.model, self.data)
-        mujoco.mj_camlight(self.model, self.data)
         self._steps, self._succeeded = 0, False
         return self.observe()
 
