@@ -25,8 +25,9 @@ def hub(monkeypatch):
     with running_hub() as hub:
         point_at(monkeypatch, hub.url)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # git LFS, then
         monkeypatch.setenv("HF_TOKEN", "hf_none")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
         yield hub
 
 
@@ -44,6 +45,8 @@ def test_there_and_back(hub, tmp_path, stored, capsys):
     there = open_episodes(tmp_path / "2")
     assert (there.format, there.n_steps) == ("lerobot", open_episodes(tmp_path / "cubes").n_steps)
     assert hub.tags == {"v3.0": "main"}
+    assert {"store.zarr.zip", "lift.hdf5"} <= {k for f in hub.repos.values() for k in f}
+    assert len(hub.large) >= 4
     assert not list(tmp_path.rglob(".cache"))
 
 
