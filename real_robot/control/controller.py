@@ -110,6 +110,8 @@ class Controller:
         if self.state is None or state.t_robot != self.state.t_robot:
             self._heard_at = now
         self.state = state
+        if self.follower.tank is not None:
+            self.follower.tank.feel(state.q, state.dq, state.t)
         record = np.zeros((), self._states.dtype)
         record["t_robot"], record["q"], record["dq"], record["mode"] = state.t_robot, state.q, state.dq, state.mode
         record["effort"] = np.nan if state.effort is None else state.effort
@@ -177,6 +179,8 @@ class Controller:
         heard = self.state is not None and fault is None
         leads = self.machine.update(Facts(heard, fault, engaged, wish is not None, buttons, held))
         self._announce(was)
+        if Button.START in buttons or (was == Machine.READY and self.machine.state in (Machine.RUN, Machine.PAUSE)):
+            self._fill_tank()
         if self.state is None:
             return
         if was in (Machine.INIT, Machine.FAULT) and self.machine.state == Machine.READY:
@@ -203,7 +207,16 @@ class Controller:
         if new:
             self.events.warning(f"clipped by {new!r}".replace("<Clip.", "").split(":")[0])
         self._clipped = clip
+        tank = self.follower.tank
+        if tank is not None and tank.overdrawn > 0 and not self.follower.moving:
+            self.events.warning(f"the stop took {tank.overdrawn:.3g} J more than the energy tank held")
+            tank.overdrawn = 0.0
         return clip
+
+    def _fill_tank(self) -> None:
+        if (tank := self.follower.tank) is not None:
+            left, _ = tank.level, tank.fill(self.follower.q)
+            self.events.info(f"energy tank: {tank.level:.3g} J, {left:.3g} J were left")
 
     def _write(self, leads: int) -> None:
         if self.machine.state == Machine.INIT or (leads == STOP and self._stopped):

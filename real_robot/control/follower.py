@@ -3,7 +3,8 @@
 A target may jump, tremble or be nonsense within the joint range; the point runs after it, re-planned in every tick by
 Ruckig (Berscheid and Kroeger 2021), and never leaves a state from which it cannot stop in time: before a step is taken,
 the stop that would follow it is computed, and if that stop leaves the joint range or the workspace, the stop that was
-computed for the present state is continued instead. So by induction no limit is ever passed.
+computed for the present state is continued instead. So by induction no limit is ever passed. An energy tank
+(real_robot/control/tank.py), where there is one, is asked in the same way.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from enum import IntFlag
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Result, Ruckig, RuckigError, Synchronization, Trajectory
 
+from real_robot.control.tank import Tank
 from real_robot.core.types import Joints, RobotSpec
 
 _SLACK = 1e-9  # rad: rounding of a stop that was computed again; the range is drawn in by twice as much
@@ -29,6 +31,7 @@ class Clip(IntFlag):
     RATE = 2  # it runs away faster than velocity, acceleration and jerk allow
     RANGE = 4  # going on would not leave room to stop within the joint range
     WORKSPACE = 8  # ... within the workspace
+    ENERGY = 16  # the energy tank does not pay for it, or for the speed that was asked for
 
 
 class Follower:
@@ -39,13 +42,20 @@ class Follower:
         outside: how far, in m, joints q put the tool outside of where it may be, 0 or less where it may; asked along
             every stop. What starts outside may come in.
         samples: points of a stop at which it is asked, at least; the last one is where it stands.
+        tank: that has to pay for every step and the stop after it; None: energy is no limit.
 
     Attributes:
         q, v, a: (n,) the present state.
     """
 
-    def __init__(self, spec: RobotSpec, outside: Callable[[Joints], float] | None = None, samples: int = 6):
-        self.spec, self.outside, self.samples = spec, outside, samples
+    def __init__(
+        self,
+        spec: RobotSpec,
+        outside: Callable[[Joints], float] | None = None,
+        samples: int = 6,
+        tank: Tank | None = None,
+    ):
+        self.spec, self.outside, self.samples, self.tank = spec, outside, samples, tank
         n = spec.n
         self._plan = Ruckig(n, spec.dt)
         self._trajectory = Trajectory(n)
@@ -68,6 +78,8 @@ class Follower:
         self.q, self.v, self.a = q.astype(np.float64).copy(), np.zeros(self.spec.n), np.zeros(self.spec.n)
         self._lower, self._upper = self.spec.lower + 2 * _SLACK, self.spec.upper - 2 * _SLACK
         self._low, self._high = np.minimum(self._lower, self.q), np.maximum(self._upper, self.q)
+        if self.tank is not None:
+            self.tank.jumped(self.q)
 
     @property
     def moving(self) -> bool:
@@ -82,11 +94,15 @@ class Follower:
         if (target < spec.lower)[arm].any() or (target > spec.upper)[arm].any():
             clip |= Clip.POSITION
         # Seen from a frame that moves with the target, so that it is met and not run after.
-        frame = np.zeros(spec.n) if velocity is None else np.clip(velocity, -0.9 * spec.velocity, 0.9 * spec.velocity)
+        scale = 1.0 if self.tank is None else self.tank.scale
+        fastest = spec.velocity * scale
+        if spec.gripper:
+            fastest[-1] = spec.velocity[-1]
+        frame = np.zeros(spec.n) if velocity is None else np.clip(velocity, -0.9 * fastest, 0.9 * fastest)
         frame = np.where(goal == target, frame, 0.0)
         if spec.gripper:  # its targets end at its range's ends: met at speed, they would be passed
             frame[-1] = 0.0
-        limit = spec.velocity * (1 - 1e-6)
+        limit = fastest * (1 - 1e-6)
         chase = self._chase
         chase.max_velocity, chase.min_velocity = (limit - frame).tolist(), (-limit - frame).tolist()
         chase.current_position, chase.current_velocity = self.q.tolist(), (self.v - frame).tolist()
@@ -97,12 +113,17 @@ class Follower:
         q, v, a = (np.asarray(x) for x in self._trajectory.at_time(spec.dt))
         q, v = q + frame * spec.dt, v + frame
         if np.abs(goal - q).max() > _BEHIND:
-            clip |= Clip.RATE
+            clip |= Clip.RATE if scale == 1.0 else Clip.RATE | Clip.ENERGY
         refused = self._refused(q, v, a)
         if refused:
             return clip | refused | self.brake()
-        self.q, self.v, self.a = q, v, a
+        self._go(q, v, a)
         return clip
+
+    def _go(self, q: Joints, v: Joints, a: Joints) -> None:
+        if self.tank is not None:
+            self.tank.draw(self.q, q)
+        self.q, self.v, self.a = q, v, a
 
     def _find_way(self) -> bool:
         """The trajectory to the target."""
@@ -115,7 +136,7 @@ class Follower:
     def brake(self) -> Clip:
         """One control period of the fastest stop."""
         self._stop(self.q, self.v, self.a)
-        self.q, self.v, self.a = (np.asarray(x) for x in self._trajectory.at_time(self.spec.dt))
+        self._go(*(np.asarray(x) for x in self._trajectory.at_time(self.spec.dt)))
         return Clip.NONE
 
     def _stop(self, q: Joints, v: Joints, a: Joints) -> None:
@@ -145,4 +166,9 @@ class Follower:
             for t in np.linspace(0.0, duration, count):
                 if self.outside(np.asarray(self._trajectory.at_time(float(t))[0])) > most + _SLACK:
                     return Clip.WORKSPACE
+        if self.tank is not None:
+            duration = self._trajectory.duration
+            end = np.asarray(self._trajectory.at_time(duration)[0])
+            if not self.tank.pays(self.q, q, v, a, end, duration):
+                return Clip.ENERGY
         return Clip.NONE

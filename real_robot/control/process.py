@@ -13,12 +13,14 @@ from real_robot.control.controller import Controller, Watch
 from real_robot.control.executor import Executor
 from real_robot.control.follower import Follower
 from real_robot.control.realtime import ask_for_priority
+from real_robot.control.tank import Tank
 from real_robot.control.workspace import Workspace
 from real_robot.core.clock import MonotonicClock
 from real_robot.core.kinematics import Kinematics
 from real_robot.core.streams import Events, Session
 from real_robot.core.types import Clock, Joints, Robot, RobotSpec, State
 from real_robot.robots.build import build_robot
+from real_robot.robots.spec import servo_gains
 
 
 class DryRun:
@@ -60,6 +62,17 @@ def workspace(spec: RobotSpec, limits: Mapping[str, Any]) -> Workspace | None:
     return construct(Workspace, given, "safety.workspace", kinematics=Kinematics(spec))
 
 
+def tank(spec: RobotSpec, given: Mapping[str, Any]) -> Tank | None:
+    """Of the options of ``Tank``; gains not given are those of the model's actuators. None without energy."""
+    options = {k: v for k, v in given.items() if v is not None}
+    if "energy" not in options:
+        return None
+    if "stiffness" not in options:
+        stiffness, damping = servo_gains(spec)
+        options = {"stiffness": stiffness, "damping": damping, **options}
+    return construct(Tank, options, "safety.tank", spec=spec)
+
+
 def build_controller(
     robot: Robot, session: Session, clock: Clock, safety: Mapping[str, Any], mode: str = "replace"
 ) -> Controller:
@@ -68,7 +81,8 @@ def build_controller(
     given = {k: safety[k] for k in ("max_age", "action_latency") if safety.get(k) is not None}
     executor = construct(Executor, given, "safety", spec=robot.spec, mode=mode)
     watch = construct(Watch, dict(safety.get("watch") or {}), "safety.watch")
-    follower = Follower(robot.spec, zone.outside if zone is not None else None)
+    energy = tank(robot.spec, safety.get("tank") or {})
+    follower = Follower(robot.spec, zone.outside if zone is not None else None, tank=energy)
     return Controller(robot, session, clock, follower, executor, watch)
 
 
@@ -86,8 +100,8 @@ def run(
     Args:
         folder: of the session.
         robot: options of ``build_robot``.
-        safety: ``limits`` (tighter than the robot's), ``watch`` (Watch), ``workspace`` (Workspace), ``max_age`` and
-            ``action_latency`` (Executor).
+        safety: ``limits`` (tighter than the robot's), ``watch`` (Watch), ``workspace`` (Workspace), ``tank`` (Tank),
+            ``max_age`` and ``action_latency`` (Executor).
         mode: of the executor.
         priority: of SCHED_FIFO; None does not ask for it.
         dry_run: nothing is written to the robot, see ``DryRun``.

@@ -63,3 +63,19 @@ def spec_from_model(
         limits = [np.append(v, gripper_speed * 10**i) for i, v in enumerate(limits)]
     return RobotSpec(name, names, low, high, *limits, control_hz=control_hz, gripper=gripper is not None, model=model,
                      tcp=tcp, home=home, on_host_death=on_host_death)  # fmt: skip
+
+
+def servo_gains(spec: RobotSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Stiffness, Nm/rad, and damping, Nms/rad, (n,) less the gripper, of the model's position actuators.
+
+    Raises:
+        ConfigError: there is no model, or an actuator of it is not a position actuator.
+    """
+    if spec.model is None:
+        raise ConfigError(f"robot {spec.name} has no model to take its servos' gains from.")
+    m = mujoco.MjModel.from_xml_path(str(spec.model))
+    index = [m.actuator(name).id for name in spec.joints[: spec.n - spec.gripper]]
+    stiffness, bias = m.actuator_gainprm[index, 0].copy(), m.actuator_biasprm[index]
+    if not ((stiffness > 0) & (bias[:, 1] == -stiffness) & (bias[:, 2] <= 0)).all():
+        raise ConfigError(f"{spec.model}: the joints' actuators are not <position>: their stiffness is not known.")
+    return stiffness, -bias[:, 2]
