@@ -124,7 +124,7 @@ class Controller:
 
     def _listen_to_people(self, now: int) -> Button:
         """Buttons since the last tick; remembers where the hand is."""
-        buttons = Button.NONE
+        buttons, heard = Button.NONE, self.clock.now()  # what is there was written since the tick began, too
         for name in self._inputs:
             if name.startswith("request"):
                 for record in self._new(name):
@@ -132,12 +132,12 @@ class Controller:
         for record in self._new("teleop"):
             buttons |= Button(int(record.data["buttons"]))
             target = np.asarray(record.data["target"], np.float64)
-            fit = bool(np.isfinite(target).all()) and 0 <= now - record.t <= self.watch.teleop * SECOND
+            fit = bool(np.isfinite(target).all()) and 0 <= heard - record.t <= self.watch.teleop * SECOND
             self._hand = (bool(record.data["engaged"]), target) if fit else None
             self._teleop_at = record.t
         if Button.ENABLE in buttons:
             self._enabled_at = now
-        if now - self._teleop_at > self.watch.teleop * SECOND:
+        if heard - self._teleop_at > self.watch.teleop * SECOND:
             self._hand = None
         return buttons
 

@@ -190,6 +190,23 @@ def test_a_person_takes_over_without_a_jump_and_gives_back(bench):
     assert bench.sources()[-1] == POLICY
 
 
+def test_a_hand_that_speaks_while_the_robot_is_read_leads_on(bench, monkeypatch):
+    """Reading takes its time, and a sample that is younger than the tick is as good as any."""
+    bench.enable()
+    bench.hand(np.zeros(3), engaged=False)
+    read = bench.robot.read
+
+    def slowly():
+        bench.clock.advance(0.001)
+        bench.hand(np.full(3, 0.3))
+        bench.clock.advance(0.001)
+        return read()
+
+    monkeypatch.setattr(bench.robot, "read", slowly)
+    bench.run(0.3)
+    assert bench.sources()[-40:] == [HUMAN] * 40
+
+
 def test_a_silent_device_does_not_lead(bench):
     bench.enable()
     bench.hand(np.ones(3))
