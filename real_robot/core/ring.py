@@ -69,7 +69,12 @@ class Ring:
             raise DataError(f"{path}: the layout of a record is too long ({len(layout)} bytes).")
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         with open(draft, "w+b") as f:
-            f.truncate(_SLOTS + _slot(dtype).itemsize * slots)
+            try:  # all of it now: on a full file system, a write through the map would kill its process
+                os.posix_fallocate(f.fileno(), 0, _SLOTS + _slot(dtype).itemsize * slots)
+            except OSError as e:
+                draft.unlink()
+                size = _slot(dtype).itemsize * slots / 1e6
+                raise DataError(f"{path} takes {size:.1f} MB, which are not free there ({e.strerror}).") from e
             f.write(_PREFIX.pack(_MAGIC, len(layout), slots) + layout)
             f.seek(_HEAD + 8)
             f.write(time.time_ns().to_bytes(8, "little"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,14 @@ def checkpoint(tmp_path_factory):
     store = make_store(folder.with_name("demo.zarr"), ("state",))
     save_policy(folder, make(store, "flow", "mlp").eval(), config("flow", "mlp"))
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("only root may mount a file system of limited size")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import time
 
 import cv2  # noqa: F401  (forked recorders need not import it)
@@ -249,17 +248,6 @@ def test_two_recorders_do_not_share_a_folder(session, tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------- full disks
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("only root may mount a file system of limited size")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def fill(rings: Filled, r, first: int) -> int:

@@ -6,6 +6,7 @@ import multiprocessing as mp
 import os
 import signal
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -107,3 +108,17 @@ def test_a_session_takes_its_folder_away():
     assert session.has("state")
     session.close()
     assert not session.folder.exists()
+
+
+def test_a_ring_that_does_not_fit_is_not_made(small_disk):
+    """And one that was made goes on when its file system is full."""
+    ring = Ring.create(small_disk / "made", np.dtype(("<f8", (1000,))), 100)
+    with pytest.raises(DataError, match=r"takes 8\.. MB, which are not free"):
+        Ring.create(small_disk / "large", np.dtype(("<f8", (1000,))), 1000)
+    assert [p.name for p in small_disk.iterdir()] == ["made"]
+    with open(small_disk / "ballast", "wb", buffering=0) as f, suppress(OSError):
+        while True:
+            f.write(bytes(4096))
+    for i in range(200):
+        ring.put(np.full(1000, i, "<f8"), i)
+    assert [int(r.data[0]) for r in ring.since(0)[0]] == list(range(100, 200))

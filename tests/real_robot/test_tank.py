@@ -250,6 +250,7 @@ def test_simulated_physics_get_no_more_than_the_tank_held():
     robot.connect()
     spec, world = robot.spec, robot.world
     kinematics = Kinematics(spec)
+    assert spec.home is not None
     under = kinematics.forward(spec.home)
     under[2, 3] -= 0.6
     goal = kinematics.inverse(under, spec.home.copy(), steps=100)
