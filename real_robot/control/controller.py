@@ -161,13 +161,13 @@ class Controller:
 
     # ------------------------------------------------------------------ acting
 
-    def tick(self, due: int) -> None:
-        """One control period, which was to begin at ``due``."""
+    def tick(self, due: int, missed: int = 0) -> None:
+        """One control period, which was to begin at ``due``, after periods of ``missed`` ns that never came."""
         now = self.clock.now()
         if self._ticks % 32 == 0:
             self._attach()
         self._ticks += 1
-        fault = self._listen_to_robot(now) or self._judge_time(now - due) or self._judge_tracking()
+        fault = self._listen_to_robot(now) or self._judge_time(now - due, missed) or self._judge_tracking()
         buttons = self._listen_to_people(now)
         self._listen_to_policy()
         wish = self.executor.target(now)
@@ -191,7 +191,7 @@ class Controller:
         target, velocity = self._lead(leads, wish)
         clip = self._follow(leads, target, velocity)
         self._write(leads)
-        self._tell(now, due, leads, target, wish, clip)
+        self._tell(now, due - missed, leads, target, wish, clip)
 
     def _lead(self, leads: int, wish: Wish | None) -> tuple[Joints, Joints | None]:
         if leads == HUMAN and self._hand is not None:
@@ -241,9 +241,11 @@ class Controller:
 
     # ------------------------------------------------------------------ judging
 
-    def _judge_time(self, late: int) -> str | None:
+    def _judge_time(self, late: int, missed: int) -> str | None:
         period = self.spec.dt * SECOND
         self._overruns = self._overruns + 1 if late > period else 0
+        if self.machine.state in (Machine.RUN, Machine.PAUSE):  # a driver that arms or recovers may take its time
+            late += missed
         if late > self.watch.late * SECOND:
             return f"control came {late / SECOND:.3f} s late"
         if self._overruns > self.watch.overruns:
@@ -283,14 +285,14 @@ class Controller:
     def run(self) -> None:
         """Ticks until the session ends; then stops the robot."""
         period = round(self.spec.dt * SECOND)
-        due = self.clock.now()
+        due, missed = self.clock.now(), 0
         try:
             while not self.session.stopping:
-                self.tick(due)
+                self.tick(due, missed)
                 due += period
                 behind = self.clock.now() - due
-                if behind > period:  # what was missed is not made up for
-                    due += behind // period * period
+                missed = behind // period * period if behind > period else 0
+                due += missed  # it is not made up for
                 self.clock.sleep_until(due)
         finally:
             self._brake_to_the_end(due, period)

@@ -41,7 +41,8 @@ class Waves:
 
     Args:
         metadata: see ``contract``.
-        fault: file whose text says what goes wrong from now on: nan, inf, shape, wild; nothing, where there is none.
+        fault: file whose text says what goes wrong from now on (nan, inf, shape, wild, late); nothing, where
+            there is none.
     """
 
     def __init__(self, metadata: Mapping[str, Any], fault: Path):
@@ -57,6 +58,8 @@ class Waves:
             chunk[3, 1] = float(fault)
         elif fault == "wild":
             chunk = np.random.default_rng(0).normal(0, 1e6, chunk.shape)
+        elif fault == "late":
+            time.sleep(0.2)
         elif fault == "shape":
             chunk = chunk[:, :-1]
         return {"actions": chunk, CHUNK: chunk}

@@ -274,6 +274,30 @@ def test_faults_latch_and_recover(bench, what):
     robot.written.clear()
 
 
+@pytest.mark.parametrize("seconds", [0.2, 0.4])
+def test_a_tick_that_takes_too_long_is_a_fault(bench, monkeypatch, seconds):
+    """A process that is stopped in the midst of a tick is late as well."""
+    bench.enable()
+    bench.chunk(np.linspace(0, 1.5, 30)[:, None] * np.ones(3), dt=0.1)
+    bench.run(0.3)
+    read, reads = bench.robot.read, iter(range(100))
+
+    def slowly():
+        i = next(reads)
+        bench.clock.advance(0.0001)
+        if i == 5:
+            bench.clock.advance(seconds)
+        if i == 60:
+            bench.session.stop()
+        return read()
+
+    monkeypatch.setattr(bench.robot, "read", slowly)
+    bench.controller.run()
+    late = [int(r.data["late"]) for r in bench.session.attach("command").since(0)[0]]
+    assert max(late) == pytest.approx(seconds * SECOND, abs=2 * bench.spec.dt * SECOND)
+    assert any("control came 0.3" in s for s in bench.said()) == (seconds > 0.25), bench.said()
+
+
 def test_a_held_enable_is_let_go_of():
     bench = Bench(enable=0.3)
     bench.enable()

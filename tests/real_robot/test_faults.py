@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from real_robot.control.machine import Machine
 from real_robot.core.streams import HUMAN, POLICY
 from real_robot.core.types import SECOND, Button
 from real_robot.recorder.episode import Episode
@@ -106,6 +107,36 @@ def test_the_recorder(tmp_path, number):
     assert np.diff(t).max() < SECOND  # through the recorder's absence
     pictures = Episode(r.out / "episode_0000").pictures("camera.front")
     assert np.diff(np.array([int(p[0, 0, 0]) for p in (pictures[i] for i in range(len(pictures.t)))]) % 256).max() <= 3
+
+
+@pytest.mark.parametrize("hand", [False, True])
+def test_whoever_is_late_by_200_ms(tmp_path, hand):
+    """Chunks outlast it, hands too, and rings; control does not catch up on what it has missed."""
+    with running(tmp_path, camera=not hand, hand=hand, record=True) as r:
+        since = time.monotonic_ns()
+        r.press(Button.START)
+        r.until(lambda: (r.out / "episode_0000").exists(), what="recording")
+        for name in [*(["teleop"] if hand else ["policy", "camera"]), "recorder", "control"] * 3:
+            r.send(name, signal.SIGSTOP)
+            time.sleep(0.2)
+            r.send(name, signal.SIGCONT)
+            time.sleep(0.3)  # so that what is looked at is what comes after
+            r.until(r.moves, CHUNK + BRAKING, what=f"going on after {name}")
+        commands = r.commands(since)
+        assert set(commands["state"].tolist()) <= {Machine.RUN, Machine.PAUSE}
+        assert (commands["late"] > 0.1 * SECOND).sum() >= 3  # control's own
+        assert not any("died" in text for _, _, text in r.supervisor.news())
+
+
+def test_a_policy_that_answers_late(tmp_path):
+    with running(tmp_path) as r:
+        r.fault.write_text("late")
+        before = r.session.attach("chunk").newest
+        r.until(lambda: r.session.attach("chunk").newest >= before + 8, what="late chunks")
+        delays = [x.data["answered"] - x.data["asked"] for x in r.session.attach("chunk").since(before + 1)[0]]
+        assert min(delays) >= 0.2 * SECOND
+        r.until(r.moves, CHUNK + BRAKING, what="moving on late chunks")
+        assert r.led() == {POLICY}
 
 
 def test_control_that_is_killed_ends_the_session(tmp_path):
