@@ -21,6 +21,7 @@ from real_robot.core.types import SECOND, Button
 from real_robot.robots.mujoco_arm import MujocoArm
 from real_robot.robots.spec import servo_gains
 from tests.real_robot.arms import check_limits, small_spec
+from tests.real_robot.running import CHUNK, running
 from tests.real_robot.test_control import RAMP, Bench
 from tests.real_robot.test_follower import wild_targets
 
@@ -301,3 +302,24 @@ def test_gains_come_from_the_model_and_options_are_checked():
             tank_of(spec, options)
     with pytest.raises(ConfigError, match="no model"):
         tank_of(small_spec(), {"energy": 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("energy", [500.0, 3.0])
+def test_a_running_session_has_one_that_is_asked_for(tmp_path, energy):
+    """With plenty, it waves on; with next to nothing, it stands or creeps, says why, and may be filled anew."""
+    with running(tmp_path, given=(f"safety.tank.energy={energy}",)) as r:
+        said = []
+
+        def told(words: str) -> int:
+            said.extend(text for _, _, text in r.supervisor.news())
+            return sum(words in text for text in said)
+
+        r.until(lambda: told(f"energy tank: {energy:g} J"), what="filling")
+        if energy > 100:
+            assert r.until(r.moves, CHUNK, what="waving") <= CHUNK
+            assert not told("ENERGY")
+        else:
+            r.until(lambda: told("clipped by ENERGY"), what="limiting")
+            r.press(Button.START)
+            r.until(lambda: told("energy tank:") == 2, what="filling again")
