@@ -155,13 +155,14 @@ def test_the_disk_is_full(tmp_path, small_disk, min_free_mb, hand):
         before = time.monotonic_ns()
         fill(small_disk)
         folder = r.out / "episode_0001"
-        r.until(lambda: full(r), what="the full disk")
+        r.until(lambda: any("takes no more data" in text for text in r.supervisor.errors()), what="the full disk")
         for _ in range(5):
             time.sleep(0.2)
             assert r.moves() or r.until(r.moves, CHUNK, "going on") <= CHUNK
-        r.press(Button.START)  # nothing comes of it
-        time.sleep(0.5)
-        assert not (r.out / "episode_0002").exists()
+        if min_free_mb:  # else what the recorder kept back counts as room again
+            r.press(Button.START)  # nothing comes of it
+            time.sleep(0.5)
+            assert not (r.out / "episode_0002").exists()
         (small_disk / "ballast").unlink()
         r.until(lambda: folders.is_done(folder) and not full(r), what="closing the episode")
         start(r, 2)
