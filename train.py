@@ -199,6 +199,8 @@ class FineTuning(Session):
         """What ``algo`` names."""
         algo, seed = self.config["algo"], self.config["seed"]
         given: dict[str, Any] = {"base": self.base, "n_envs": algo["n_envs"], "seed": seed}
+        if "lr_decay" in algo:
+            given["env_steps"] = algo["env_steps"]
         if "critic_obs" in algo:
             assert self.base is not None
             given["critic_features"] = critic_features(self.task, self.critic_obs, self.base.n_obs_steps, seed)

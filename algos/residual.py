@@ -9,8 +9,9 @@ critics (eq. 3-4 of the paper, REDQ's subset minimum):
 What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps,
 because at a high control rate one step's correction changes too little to be told from noise; a' is the better of the
 base's and the corrected next action (as in IBRL, Hu et al. 2023); training episodes find out how much of its noise the
-base had better be given (algos.temperature); the policy handed out is the actor's moving average, and the base until
-training episodes show that the corrections help (algos.trust).
+base had better be given (algos.temperature); towards the end the learning rates fall to nothing, for an actor that goes
+on learning wanders by several points; the policy handed out is the actor's moving average, and the base until training
+episodes show that the corrections help (algos.trust).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Residual:
         actor_every: critic updates per actor update.
         tau: of the target critics.
         actor_lr, critic_lr: Adam's.
+        lr_decay, env_steps: the rates fall linearly to 0 over this last part of the environment steps; 0: they stay.
         actor_ema: decay, per actor update, of the average of the actor that is handed out and that acts the episodes
             without noise; 0 hands out the actor itself, as is always done where the encoder is learned.
         explore_std: of the Gaussian noise on corrections, as a part of half the action range; held as they are.
@@ -79,6 +81,8 @@ class Residual:
         tau: float = 0.01,
         actor_lr: float = 1e-4,
         critic_lr: float = 3e-4,
+        lr_decay: float = 0.5,
+        env_steps: int = 50_000,
         actor_ema: float = 0.9995,
         learning_starts: int = 1000,
         warmup_steps: int = 3000,
@@ -111,6 +115,9 @@ class Residual:
         self.actor_optimiser = adam(self.actor.parameters(), actor_lr)
         # Where the encoder is learned, it is learned with the critics.
         self.critic_optimiser = adam([*self.critic.parameters(), *features.parameters()], critic_lr)
+        if not 0 <= lr_decay <= 1:
+            raise ConfigError(f"algo.lr_decay={lr_decay} is a part of env_steps: expected 0 to 1.")
+        self.rates, self.lr_decay, self.env_steps = (actor_lr, critic_lr), lr_decay, env_steps
         self.core = OffPolicy(
             n_envs,
             batch_size=batch_size,
@@ -203,12 +210,20 @@ class Residual:
     def update(self) -> Metrics:
         """The updates that are due; metrics of the last one."""
         metrics: Metrics = {}
+        self._set_rates()
         for drawn in self.core.due():
             batch = self.sight.open(drawn, self.generator)
             metrics |= self.update_critic(batch)
             if not self.core.warming_up and self.core.n_updates % self.actor_every == 0:
                 metrics |= self.update_actor(batch)
         return metrics
+
+    def _set_rates(self) -> None:
+        left = max(0.0, 1 - self.core.env_steps / self.env_steps)
+        factor = min(1.0, left / self.lr_decay) if self.lr_decay else 1.0
+        for optimiser, rate in zip((self.actor_optimiser, self.critic_optimiser), self.rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = factor * rate
 
     def judged(self, obs: Obs, base: Float[Tensor, "b h da"], action: Float[Tensor, "b h da"]) -> Float[Tensor, "b d"]:
         """What the critics see; of actions: the base's, and how far they depart from it on the mean, per scale.

@@ -280,6 +280,15 @@ def test_replay_holds_what_happened(make_base, store, hold):
     assert ((demo.reward > 0) == (demo.discount == 0)).all()
 
 
+def test_rates_fall_to_nothing_in_the_last_part(make_base):
+    learner = Residual(make_base(), 1, **SMALL, actor_lr=1e-3, critic_lr=2e-3, lr_decay=0.25, env_steps=1000)
+    for step, share in ((0, 1.0), (750, 1.0), (875, 0.5), (1000, 0.0), (1100, 0.0)):
+        learner.core.env_steps = step
+        learner.update()
+        rates = [o.param_groups[0]["lr"] for o in (learner.actor_optimiser, learner.critic_optimiser)]
+        assert rates == pytest.approx([share * 1e-3, share * 2e-3])
+
+
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_resumes_bit_exactly(make_base, store, n_envs):
     def learner():
