@@ -17,10 +17,10 @@ from pathlib import Path
 
 from chain import ROOT, ensure_run, interval, percent, read, side_by_side
 
-# Two of each class, easy to very hard, on which such a base starts at 30 to 80 %
+# Of each class, easy to very hard, on which such a base starts at 30 to 80 %
 TASKS = [
-    "peg-unplug-side-v3", "lever-pull-v3", "coffee-pull-v3", "push-wall-v3", "pick-place-v3", "push-back-v3",
-    "pick-place-wall-v3", "disassemble-v3",
+    "lever-pull-v3", "peg-unplug-side-v3", "push-wall-v3", "assembly-v3", "pick-out-of-hole-v3", "pick-place-v3",
+    "push-v3", "push-back-v3", "disassemble-v3", "pick-place-wall-v3",
 ]  # fmt: skip
 METHODS = ["residual", "dsrl"]  # and residual_ppo, dppo
 BASE = [

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from algos.dppo import DPPO, FineTunedDiffusion
 from algos.gate import check_gate
-from algos.ppo import RewardScale, Rollout, clipped_surrogate, gae
+from algos.ppo import clipped_surrogate, gae
 from algos.residual_ppo import ResidualGaussianPolicy, ResidualPPO
+from algos.rollout import RewardScale, Rollout
 from data.chunks import ChunkBatch
 from data.errors import ConfigError, ContractError
 from policies.checkpoint import load_policy, save_policy, wrapped_config
