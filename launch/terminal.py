@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,8 @@ def run_main(main: Callable[[list[str]], int]) -> None:
         fail(str(e))
         status = 2
     except (KeyboardInterrupt, Interrupted):
+        # What it interrupted may have been zarr, about to await: nobody needs to know.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         console.print("interrupted")
         status = 130
     except RuntimeError as e:
