@@ -37,6 +37,7 @@ from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members
 from algos.demos import Demo
 from algos.features import CriticFeatures, Sight
 from algos.off_policy import OffPolicy
+from algos.rates import FallingRates
 from algos.replay import Transition
 from algos.soft_actor import SoftActor
 from algos.steered import Steer, SteeredPolicy
@@ -63,6 +64,7 @@ class DSRL:
             replay_gb, replay_dir, value_low, value_high, seed: see OffPolicy; steps are environment steps, n_step
             counts chunks.
         tau: of the target critics. actor_lr, critic_lr, alpha_lr: Adam's.
+        lr_decay, env_steps: the rates fall linearly to 0 over this last part of the environment steps; 0: they stay.
         alpha: entropy temperature at the start; target_entropy: per chosen component, of w / b.
         prior: c.
         backup_entropy: whether targets contain the entropy (SAC), or not (RLPD's choice for sparse rewards).
@@ -94,6 +96,8 @@ class DSRL:
         actor_lr: float = 3e-4,
         critic_lr: float = 3e-4,
         alpha_lr: float = 3e-4,
+        lr_decay: float = 0.5,
+        env_steps: int = 50_000,
         alpha: float = 0.003,
         target_entropy: float = -1.0,
         prior: float = 0.02,
@@ -127,6 +131,8 @@ class DSRL:
             alpha_lr=alpha_lr,
             target_entropy=target_entropy * self.policy.steer_dim,
         )
+        optimisers = [self.critic_optimiser, self.actor.optimiser, self.actor.alpha_optimiser]
+        self.rates = FallingRates(optimisers, lr_decay, env_steps)
         self.prior, self.backup_entropy = prior, backup_entropy
         self.n_target_critics, self.n_candidates, self.distill_steps = n_target_critics, n_candidates, distill_steps
         self.actor_every, self.tau = actor_every, tau
@@ -240,6 +246,7 @@ class DSRL:
     def update(self) -> Metrics:
         """The updates that are due; metrics of the last one."""
         metrics: Metrics = {}
+        self.rates.set(self.core.env_steps)
         for batch in self.core.due():
             metrics |= self.update_critic(batch)
             if self.critic is not None:

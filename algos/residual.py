@@ -30,6 +30,7 @@ from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members
 from algos.demos import Demo
 from algos.features import CriticFeatures, LearnedFeatures, LearnedSight, Sight
 from algos.off_policy import OffPolicy
+from algos.rates import FallingRates
 from algos.replay import Transition
 from algos.temperature import Temperature
 from data.errors import ConfigError
@@ -115,9 +116,7 @@ class Residual:
         self.actor_optimiser = adam(self.actor.parameters(), actor_lr)
         # Where the encoder is learned, it is learned with the critics.
         self.critic_optimiser = adam([*self.critic.parameters(), *features.parameters()], critic_lr)
-        if not 0 <= lr_decay <= 1:
-            raise ConfigError(f"algo.lr_decay={lr_decay} is a part of env_steps: expected 0 to 1.")
-        self.rates, self.lr_decay, self.env_steps = (actor_lr, critic_lr), lr_decay, env_steps
+        self.rates = FallingRates([self.actor_optimiser, self.critic_optimiser], lr_decay, env_steps)
         self.core = OffPolicy(
             n_envs,
             batch_size=batch_size,
@@ -210,20 +209,13 @@ class Residual:
     def update(self) -> Metrics:
         """The updates that are due; metrics of the last one."""
         metrics: Metrics = {}
-        self._set_rates()
+        self.rates.set(self.core.env_steps)
         for drawn in self.core.due():
             batch = self.sight.open(drawn, self.generator)
             metrics |= self.update_critic(batch)
             if not self.core.warming_up and self.core.n_updates % self.actor_every == 0:
                 metrics |= self.update_actor(batch)
         return metrics
-
-    def _set_rates(self) -> None:
-        left = max(0.0, 1 - self.core.env_steps / self.env_steps)
-        factor = min(1.0, left / self.lr_decay) if self.lr_decay else 1.0
-        for optimiser, rate in zip((self.actor_optimiser, self.critic_optimiser), self.rates, strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = factor * rate
 
     def judged(self, obs: Obs, base: Float[Tensor, "b h da"], action: Float[Tensor, "b h da"]) -> Float[Tensor, "b d"]:
         """What the critics see; of actions: the base's, and how far they depart from it on the mean, per scale.

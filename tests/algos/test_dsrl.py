@@ -112,6 +112,15 @@ def test_entropy_is_driven_to_its_target(make_base):
     assert np.mean(entropies[-100:]) == pytest.approx(0.0, abs=0.3)
 
 
+def test_rates_fall_to_nothing_in_the_last_part(make_base):
+    learner = DSRL(make_base(), 1, **SMALL | {"actor_lr": 1e-3, "critic_lr": 2e-3}, lr_decay=0.5, env_steps=1000)
+    for step, share in ((500, 1.0), (750, 0.5), (1000, 0.0)):
+        learner.core.env_steps = step
+        learner.update()
+        rates = [o.param_groups[0]["lr"] for o in (learner.actor.optimiser, learner.critic_optimiser)]
+        assert rates == pytest.approx([share * 1e-3, share * 2e-3])
+
+
 def test_td_target_by_hand(make_base):
     learner = DSRL(make_base(), 1, **NA, n_target_critics=3, value_low=None, value_high=None)
     n, f = 5, learner.policy.features.out_dim()
