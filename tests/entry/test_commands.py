@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 
 import psutil
 import pytest
 
 from configs.loader import load_config
 from policies.checkpoint import load_policy
-from tests.entry.commands import EVAL_KEYS, TINY, assert_refused, lines, python, result, timeless, words
+from tests.entry.commands import EVAL_KEYS, REPO, TINY, assert_refused, lines, python, result, timeless, words
 
 # reward=dense: the mean return then tells any two behaviours apart.
 SHORT = ["data.n_demos=2", "task.reward=dense", "task.episode_length=100"]
@@ -188,6 +190,20 @@ def test_interrupted_collection(server, tmp_path, number):
     psutil.wait_procs(workers, timeout=10)
     assert not any(w.is_running() for w in workers)
     assert not (tmp_path / "run").exists()
+
+
+def test_interrupted_before_something_is_awaited():
+    """zarr makes a coroutine and hands it to its thread: after a Ctrl-C in between nobody awaits it."""
+    script = """
+from launch.terminal import run_main
+async def read(): pass
+def main(argv):
+    made = read()
+    raise KeyboardInterrupt
+run_main(main)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_interrupted_evaluation(server, straight, tmp_path):
