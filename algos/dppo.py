@@ -118,6 +118,7 @@ class DPPO(OnPolicy):
         adapt_lr: the actor's rate follows what divergence it leads to, see ``OnPolicy._adapt``; actor_lr is the first.
         actor_lr, critic_lr: Adam's. critic_hidden: widths. grad_clip: largest norm of a gradient.
         critic_warmup: rollouts for the critic alone.
+        lr_decay, env_steps: both rates fall linearly to 0 over this last part of the environment steps; 0: they stay.
         seed: of exploration and minibatches.
 
     The defaults are for some 1e6 environment steps on a CPU. The authors take 5 to 30 million steps with ten denoising
@@ -154,6 +155,8 @@ class DPPO(OnPolicy):
         critic_hidden: Sequence[int] = (256, 256),
         critic_warmup: int = 1,
         grad_clip: float = 1.0,
+        lr_decay: float = 0.5,
+        env_steps: int = 800_000,
         seed: int = 0,
     ):
         policy = FineTunedDiffusion(base, n_finetuned_steps=n_finetuned_steps).eval()
@@ -163,7 +166,7 @@ class DPPO(OnPolicy):
             raise ConfigError(f"algo.hold={hold} must divide the base's n_action_steps={base.n_action_steps}.")
         options = PPOOptions(
             rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, adapt_lr, critic_lr, critic_hidden,
-            critic_warmup, grad_clip,
+            critic_warmup, grad_clip, lr_decay, env_steps,
         )  # fmt: skip
         self.sight = Sight(Features(base), critic_features)
         super().__init__(policy, policy.head, n_envs, self.sight.critic_width, options, seed=seed)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from algos.critic import EnsembleMLP, adam
 from algos.demos import Demo
+from algos.rates import FallingRates
 from algos.rollout import RewardScale, Rollout
 from data.errors import ConfigError
 from policies.policy import Metrics, Obs, Policy
@@ -86,6 +87,8 @@ class PPOOptions:
     critic_hidden: Sequence[int]
     critic_warmup: int
     grad_clip: float
+    lr_decay: float
+    env_steps: int
 
     def __post_init__(self) -> None:
         for name in ("rollout_steps", "batch_size", "epochs"):
@@ -120,10 +123,12 @@ class OnPolicy(ABC):
         self.critic = EnsembleMLP(1, n_features, hidden=options.critic_hidden).to(self.device)
         self.actor_optimiser = adam(actor.parameters(), options.actor_lr)
         self.critic_optimiser = adam(self.critic.parameters(), options.critic_lr)
+        self.actor_lr = options.actor_lr  # before it falls; see _adapt
+        self.falling = FallingRates([self.critic_optimiser], options.lr_decay, options.env_steps)
         self.generator = torch.Generator().manual_seed(seed)
         self.rollout = Rollout(options.rollout_steps)
         self.reward_scale = RewardScale(n_envs, self.device)
-        self.n_updates = 0
+        self.n_updates = self.env_steps = 0
         self._now: dict[str, Tensor] = {}  # the decision about to be made, or made last
 
     # ------------------------------------------------------------------ what a learner adds
@@ -175,6 +180,7 @@ class OnPolicy(ABC):
         reward, discount = step.reward.to(self.device), step.discount.to(self.device)
         done = (step.terminated | step.truncated).to(self.device)
         self.reward_scale.update(reward, discount, done)
+        self.env_steps += int(step.n_steps.sum())
         outcome = {"reward": reward, "discount": discount, "done": done, "next_features": next_features}
         self.rollout.add({**row, **outcome})
 
@@ -184,6 +190,9 @@ class OnPolicy(ABC):
         """Nothing until the rollout is full; then all epochs on it, and metrics of the last minibatches."""
         if not self.rollout.full:
             return {}
+        self.falling.set(self.env_steps)
+        for group in self.actor_optimiser.param_groups:
+            group["lr"] = self.actor_lr * self.falling.share(self.env_steps)
         advantage, target = self.advantages()
         metrics = {"return_std": torch.tensor(self.reward_scale.std), "value": target.mean()}
         metrics |= self.update_critic(target)
@@ -235,7 +244,7 @@ class OnPolicy(ABC):
                 break
             self._step(self.actor_optimiser, self.actor, loss + DRIFT_WEIGHT * drift)
             n += 1
-        if self.options.adapt_lr:
+        if self.options.adapt_lr and self.falling.share(self.env_steps) == 1:
             self._adapt(n / len(batches), float(metrics["kl"]))
         used = {"actor_updates": float(n), "actor_lr": self.actor_optimiser.param_groups[0]["lr"]}
         return metrics | {k: torch.tensor(v) for k, v in used.items()}
@@ -246,8 +255,7 @@ class OnPolicy(ABC):
         One step of a minibatch that uses up a whole rollout's share of divergence is mostly noise.
         """
         factor = 1 / LR_FACTOR if done < 0.5 else LR_FACTOR if done == 1 and kl < self.options.target_kl / 2 else 1.0
-        for group in self.actor_optimiser.param_groups:
-            group["lr"] = min(max(group["lr"] * factor, LR_RANGE[0]), LR_RANGE[1])
+        self.actor_lr = min(max(self.actor_lr * factor, LR_RANGE[0]), LR_RANGE[1])
 
     def _minibatches(self, n: int) -> Sequence[Tensor]:
         """A random order of n rows, cut into equal parts of about ``batch_size``."""
@@ -273,7 +281,7 @@ class OnPolicy(ABC):
             "reward_scale": self.reward_scale.state_dict(),
             "now": dict(self._now),
             "generator": self.generator.get_state(),
-            "n_updates": self.n_updates,
+            "counters": (self.n_updates, self.env_steps, self.actor_lr),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -282,4 +290,4 @@ class OnPolicy(ABC):
             getattr(self, name).load_state_dict(state[name])
         self._now = {k: v.to(self.device) for k, v in state["now"].items()}
         self.generator.set_state(state["generator"])
-        self.n_updates = state["n_updates"]
+        self.n_updates, self.env_steps, self.actor_lr = state["counters"]

@@ -30,10 +30,13 @@ class FallingRates:
         self._optimisers = [(o, [group["lr"] for group in o.param_groups]) for o in optimisers]
         self._part, self._env_steps = part, env_steps
 
+    def share(self, env_steps: int) -> float:
+        """What is left of a rate at this environment step."""
+        left = max(0.0, 1 - env_steps / self._env_steps)
+        return min(1.0, left / self._part) if self._part else 1.0
+
     def set(self, env_steps: int) -> None:
         """The rates that belong to this environment step."""
-        left = max(0.0, 1 - env_steps / self._env_steps)
-        factor = min(1.0, left / self._part) if self._part else 1.0
         for optimiser, rates in self._optimisers:
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = factor * rate
+                group["lr"] = self.share(env_steps) * rate

@@ -62,6 +62,7 @@ class ResidualPPO(OnPolicy):
         adapt_lr: the actor's rate follows what divergence it leads to, see ``OnPolicy._adapt``; actor_lr is the first.
         actor_lr, critic_lr: Adam's. critic_hidden: widths. grad_clip: largest norm of a gradient.
         critic_warmup: rollouts for the critic alone.
+        lr_decay, env_steps: both rates fall linearly to 0 over this last part of the environment steps; 0: they stay.
         seed: of exploration and minibatches.
 
     The defaults are for some 1e5 to 1e6 environment steps on a CPU. The authors take up to 1e9 steps with scale 0.1,
@@ -89,12 +90,14 @@ class ResidualPPO(OnPolicy):
         critic_hidden: Sequence[int] = (256, 256),
         critic_warmup: int = 1,
         grad_clip: float = 1.0,
+        lr_decay: float = 0.5,
+        env_steps: int = 500_000,
         seed: int = 0,
     ):
         policy = ResidualGaussianPolicy(base, scale=scale, hold=hold, hidden=hidden).eval()
         options = PPOOptions(
             rollout_steps, batch_size, epochs, lam, target_kl, actor_lr, adapt_lr, critic_lr, critic_hidden,
-            critic_warmup, grad_clip,
+            critic_warmup, grad_clip, lr_decay, env_steps,
         )  # fmt: skip
         n_features = policy.features.out_dim() + hold * base.action_dim
         policy.actor.to(base.device)

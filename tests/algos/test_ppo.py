@@ -27,13 +27,13 @@ from tests.algos.conftest import base_config, outcomes
 
 SMALL = {"rollout_steps": 6, "batch_size": 10, "epochs": 3, "critic_hidden": [16], "critic_warmup": 1}
 LEARNERS = {
-    "residual": lambda make, n: ResidualPPO(make("flow"), n, **SMALL, hidden=[16], hold=1),
-    "residual-held": lambda make, n: ResidualPPO(make("flow"), n, **SMALL, hidden=[16], hold=2),
-    "residual-ddpm": lambda make, n: ResidualPPO(make("ddpm"), n, **SMALL, hidden=[16], hold=1),
-    "dppo-ddim": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=2, hold=1),
-    "dppo-ddpm": lambda make, n: DPPO(make("ddpm"), n, **SMALL, n_finetuned_steps=3, hold=1),
-    "dppo-held": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=2, hold=2),
-    "dppo-all": lambda make, n: DPPO(make("ddim"), n, **SMALL, n_finetuned_steps=10, hold=1),
+    "residual": lambda make, n, **o: ResidualPPO(make("flow"), n, **SMALL | o, hidden=[16], hold=1),
+    "residual-held": lambda make, n, **o: ResidualPPO(make("flow"), n, **SMALL | o, hidden=[16], hold=2),
+    "residual-ddpm": lambda make, n, **o: ResidualPPO(make("ddpm"), n, **SMALL | o, hidden=[16], hold=1),
+    "dppo-ddim": lambda make, n, **o: DPPO(make("ddim"), n, **SMALL | o, n_finetuned_steps=2, hold=1),
+    "dppo-ddpm": lambda make, n, **o: DPPO(make("ddpm"), n, **SMALL | o, n_finetuned_steps=3, hold=1),
+    "dppo-held": lambda make, n, **o: DPPO(make("ddim"), n, **SMALL | o, n_finetuned_steps=2, hold=2),
+    "dppo-all": lambda make, n, **o: DPPO(make("ddim"), n, **SMALL | o, n_finetuned_steps=10, hold=1),
 }
 WIDE = {
     "n_finetuned_steps": 10,
@@ -48,9 +48,9 @@ every_learner = pytest.mark.parametrize("name", LEARNERS)
 every_sampler = pytest.mark.parametrize("head", ["ddim", "ddpm"])
 
 
-def make_learner(make_base, name, n_envs=2):
+def make_learner(make_base, name, n_envs=2, **options):
     torch.manual_seed(3)
-    return LEARNERS[name](make_base, n_envs)
+    return LEARNERS[name](make_base, n_envs, **options)
 
 
 def acted(policy):
@@ -335,10 +335,28 @@ def test_rate_follows_divergence(make_base, target, lr):
     loop = Loop(ResidualPPO(make_base("flow"), 2, **options, hidden=[16], hold=1), 2)
     while loop.learner.n_updates < 2:
         loop.run(1)
-    assert float(loop.metrics["actor_lr"]) == pytest.approx(lr)
-    assert loop.learner.actor_optimiser.param_groups[0]["lr"] == pytest.approx(lr)
+    assert float(loop.metrics["actor_lr"]) == pytest.approx(1e-3)  # of what led to it
+    assert loop.learner.actor_lr == pytest.approx(lr)
     loop.learner._adapt(1.0, 0.6e9)
-    assert loop.learner.actor_optimiser.param_groups[0]["lr"] == pytest.approx(lr)
+    assert loop.learner.actor_lr == pytest.approx(lr)
+
+
+@every_learner
+def test_rates_fall_to_nothing_in_the_last_part(make_base, name):
+    """From where they are then; divergence says no more about them."""
+    learner = make_learner(make_base, name, lr_decay=0.5, env_steps=200, actor_lr=1e-3, critic_lr=2e-3, adapt_lr=True)
+    loop, rates = Loop(learner, 2), {}
+    while learner.env_steps < 200:
+        before, n = learner.actor_lr, learner.n_updates
+        loop.run(1)
+        if learner.n_updates > n:
+            rates[learner.env_steps] = [
+                o.param_groups[0]["lr"] for o in (learner.actor_optimiser, learner.critic_optimiser)
+            ]
+            share = min(1.0, (200 - learner.env_steps) / 100)
+            assert rates[learner.env_steps] == pytest.approx([before * share, 2e-3 * share])
+            assert learner.actor_lr == before or share == 1
+    assert min(rates) < 100 < max(rates)
 
 
 @every_learner
@@ -372,7 +390,8 @@ def test_climbs(make_base, name):
         reward = learner.explore(obs, over)[..., 1].mean(1)
         learner.observe(
             SimpleNamespace(
-                next_obs=obs, reward=reward, discount=torch.zeros(n), terminated=over, truncated=~over
+                next_obs=obs, reward=reward, discount=torch.zeros(n), terminated=over, truncated=~over,
+                n_steps=over.long(),
             )
         )  # fmt: skip
         learner.update()
