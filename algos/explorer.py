@@ -1,7 +1,7 @@
 """The acting half of residual RL (algos.residual): explores, and says what its learner is to store.
 
-It needs the policy's weights, those of the actor that learns, and how the base's temperatures did so far (``weights``);
-nothing of critics, replays or trust. So it works beside its learner, or in another process, on a robot's machine.
+It needs the policy's weights and those of the actor that learns (``weights``), nothing of critics, replays or trust. So
+it works beside its learner, or in another process, on a robot's machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Decision(NamedTuple):
         action: as the critics see it; extras: "base" and "next_base", the base's actions then and afterwards.
         reward, discount, terminated, truncated, success, n_steps: as in ``ChunkStep``.
         fresh: whether the episode began with it.
-        base_only, quiet: how the episode is acted (algos.roles); arm: its temperature, a number in ``Temperature``.
+        base_only, quiet: how the episode is acted (algos.roles).
+        books: (2, A), what every temperature has won and lost by now.
     """
 
     seen: dict[str, Tensor]
@@ -47,7 +48,7 @@ class Decision(NamedTuple):
     fresh: Tensor
     base_only: Tensor
     quiet: Tensor
-    arm: Tensor
+    books: Tensor
 
 
 class Explorer:
@@ -90,6 +91,7 @@ class Explorer:
             "base_fraction": roles.base_fraction,
             "quiet_fraction": roles.quiet_fraction,
             "temperatures": list(arms),
+            "books": self.temperature.books.tolist(),
         }
 
     @classmethod
@@ -101,15 +103,18 @@ class Explorer:
         base_fraction: float,
         quiet_fraction: float,
         temperatures: Sequence[float],
+        books: Sequence[Sequence[float]],
         seed: int,
     ) -> Explorer:
         """In one environment, without its learner; begins to be of use with the first ``load_weights``."""
+        temperature = Temperature(policy.base, temperatures, 1)
+        temperature.books = torch.tensor(books, dtype=torch.float64)
         return cls(
             policy,
             copy.deepcopy(policy.actor),
             sight_of(policy.features, policy.n_obs_steps),
             Roles(1, base_fraction, quiet_fraction),
-            Temperature(policy.base, temperatures, 1),
+            temperature,
             torch.Generator().manual_seed(seed),
             explore_std,
         )
@@ -117,18 +122,15 @@ class Explorer:
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """All that changes while its learner learns; the learner's own tensors where they are weights."""
         parts = {"actor": self.actor, "averaged": self.policy.actor, "features": self.policy.features}
-        won, lost = torch.from_numpy(self.temperature.won), torch.from_numpy(self.temperature.lost)
         state: dict[str, dict[str, Tensor]] = {name: module.state_dict() for name, module in parts.items()}
-        return {**state, "books": {"won": won, "lost": lost, "warming_up": torch.tensor(self.roles.warming_up)}}
+        return {**state, "roles": {"warming_up": torch.tensor(self.roles.warming_up)}}
 
     def load_weights(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Those of another one. Raises RuntimeError, KeyError: they are not of such a policy."""
         self.actor.load_state_dict(weights["actor"])
         self.policy.actor.load_state_dict(weights["averaged"])
         self.policy.features.load_state_dict(weights["features"])
-        books = weights["books"]
-        self.temperature.won, self.temperature.lost = books["won"].numpy().copy(), books["lost"].numpy().copy()
-        self.roles.warming_up = bool(books["warming_up"])
+        self.roles.warming_up = bool(weights["roles"]["warming_up"])
 
     # ------------------------------------------------------------------ acting
 
@@ -165,6 +167,8 @@ class Explorer:
         """The decision of ``explore`` and what followed it; ``step`` is a ChunkStep."""
         after = self.sight(step.next_obs)
         base = self.policy.range.unit(self._next(step.next_obs, ~step.terminated))
+        for env in (step.terminated | step.truncated).nonzero()[:, 0].tolist():
+            self.temperature.add(env, bool(step.success[env]))
         decision = Decision(
             seen=self.seen,
             after=after,
@@ -179,7 +183,7 @@ class Explorer:
             fresh=self._fresh,
             base_only=self.roles.base_only,
             quiet=self.roles.quiet,
-            arm=torch.from_numpy(self.temperature.arm.copy()),
+            books=self.temperature.books,
         )
         self.now, self.seen = {"base": base}, after
         return decision

@@ -152,12 +152,10 @@ class Residual:
         """Keeps what an acting half did, this one or another, and books how its episodes ended."""
         core, roles = self.core, self.core.roles
         roles.base_only, roles.quiet = decision.base_only, decision.quiet
-        self.temperature.arm = decision.arm.numpy().copy()
+        self.temperature.books = decision.books
         core.replay.cut(decision.fresh)
         trusted = core.store(decision.seen, decision.action, decision, decision.after, decision.extras)
         self.policy.active.fill_(trusted)
-        for env in (decision.terminated | decision.truncated).nonzero()[:, 0].tolist():
-            self.temperature.add(env, bool(decision.success[env]))
         self.policy.temperature.fill_(self.temperature.best)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,334 @@
+"""The acting half on the robot's machine: it sends what a local one would have stored, whatever the network does."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from algos.residual import Residual
+from data.episodes import EpisodeStore
+from data.errors import ConfigError, DataError
+from data.normaliser import Normaliser
+from envs.chunk_env import ChunkEnv
+from envs.evaluate import evaluate
+from envs.make import make_env
+from launch.acting import ActingHere
+from policies.build import build_policy, normaliser_modes
+from policies.checkpoint import wrapped_config
+from real_robot.core.types import Button, DeviceError
+from real_robot.live.acting import ServedActor
+from real_robot.live.remote_actor import RemoteActor
+from real_robot.live.wire import decision_of, plain, size
+from tests.real_robot.table import Table
+
+SEED, GAMMA, HOLD = 7, 0.9, 4
+CONFIG = {
+    "n_obs_steps": 2,
+    "horizon": 9,
+    "n_action_steps": 8,
+    "policy": {"name": "flow", "n_inference_steps": 2},
+    "network": {"name": "mlp", "hidden_dim": 16, "n_blocks": 1, "time_dim": 8},
+    "encoder": {"state": {"hidden": [8]}},
+}
+SMALL = {
+    "hold": HOLD, "hidden": [16], "critic_hidden": [16], "n_critics": 2, "batch_size": 8, "learning_starts": 10**6,
+    "warmup_steps": 0, "base_fraction": 0.3, "seed": SEED,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory):
+    """base_of(table) -> an untrained policy of its robot, always the same."""
+    path = tmp_path_factory.mktemp("data") / "robot.zarr"
+
+    def make(table):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            if not path.exists():
+                env = make_env(table.args())
+                store = EpisodeStore.create(path, env.spec)
+                env.close()
+                rng = np.random.default_rng(0)
+                obs = {key: rng.uniform(-1, 1, (20, *f.shape)).astype("float32") for key, f in env.spec.obs.items()}
+                store.append({**obs, "action": rng.uniform(-0.02, 0.02, (20, 7)).astype("float32")})
+            store = EpisodeStore.open(path)
+            return build_policy(CONFIG, store.task, Normaliser.fit(store, normaliser_modes(store.task))).eval()
+
+    return make
+
+
+@pytest.fixture
+def table(request):
+    table = Table()
+    yield table
+    table.close()
+
+
+def learner_of(base, **more):
+    """With corrections that are not zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        learner = Residual(base, 1, **SMALL | more)
+        for net in (learner.actor, learner.policy.actor):
+            for p in net.parameters():
+                p.data += 0.3 * torch.randn_like(p)
+    return learner
+
+
+def remote_of(learner, table, **changes):
+    args = table.args(episode_length=22, **changes)
+    return RemoteActor(learner, args, wrapped_config(learner.policy, CONFIG), gamma=GAMMA, seed=SEED)
+
+
+def disturb(table):
+    """A person takes over in the second episode, stops the robot in the third, and finds the fourth one good."""
+    begun = []
+    plans = {
+        (2, 6): lambda: table.lead(0.0, until=2.0),
+        (3, 9): lambda: table.lab.press(Button.ESTOP),
+        (4, 13): lambda: table.lab.press(Button.SUCCESS),
+    }
+
+    def look(now):
+        episode = table.robot._episode
+        if episode is not None and (not begun or begun[-1] is not episode):
+            begun.append(episode)
+        happens = plans.pop((len(begun), episode.steps), None) if begun else None
+        if happens is not None:
+            happens()
+
+    table.lab.each.append(look)
+
+
+def rows(learner, n):
+    """What is stored of the first ``n`` decisions."""
+    return learner.core.replay.gather(torch.arange(n), torch.zeros(n, dtype=torch.int64))
+
+
+def run(acting, learner, n):
+    """Until ``n`` decisions are stored."""
+    end = time.monotonic() + 60
+    while len(learner.core.replay) < n:
+        assert time.monotonic() < end
+        acting.begin()
+        acting.finish()
+
+
+N = 24
+
+
+@pytest.fixture(scope="module")
+def local(base_of):
+    """A learner that has asked step by step, N decisions long."""
+    table = Table()
+    try:
+        learner = learner_of(base_of(table))
+        env = ChunkEnv(table.args(episode_length=22), n_envs=1, n_obs_steps=2, n_action_steps=HOLD, gamma=GAMMA,
+                       in_process=True, base_seed=SEED)  # fmt: skip
+        disturb(table)
+        acting = ActingHere(learner, env)
+        acting.reset()
+        run(acting, learner, N)
+        acting.close()
+    finally:
+        table.close()
+    return learner
+
+
+def assert_same(learner, local):
+    for a, b in zip(rows(learner, N), rows(local, N), strict=True):
+        pairs = [(a[k], b[k]) for k in b] if isinstance(b, dict) else [(a, b)]
+        assert all(torch.equal(x, y) for x, y in pairs)
+
+
+def cut(acting):
+    acting._remote._connection.socket.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_disturbances_are_seen(local):
+    stored = rows(local, N)
+    assert (stored.discount[stored.done] > 0).sum() >= 3  # cut or late
+    assert int((stored.done & (stored.discount == 0)).sum()) == 1  # the success
+    assert not torch.equal(stored.action, stored.extras["base"])
+
+
+@pytest.mark.parametrize("how", ["connected", "cut", "resumed"])
+def test_what_is_stored_is_what_a_local_actor_would_have_stored(table, base_of, local, how):
+    """To the bit; also over a connection that is lost at every third request, and in a learner that was killed."""
+    learner = learner_of(base_of(table))
+    acting = remote_of(learner, table)
+    disturb(table)
+    acting.reset()
+    if how == "resumed":
+        run(acting, learner, 7)
+        state = {"algo": learner.state_dict(), **acting.state_dict()}
+        state = {k: torch.load(_saved(v), weights_only=False) for k, v in state.items()}
+        run(acting, learner, 12)  # of which nothing is left
+        cut(acting)
+        learner = learner_of(base_of(table))
+        acting = remote_of(learner, table)
+        learner.load_state_dict(state["algo"])
+        acting.load_state_dict(state)
+    asks, collect = iter(range(10**6)), acting._collect
+
+    def through_a_bad_network(weights, wait):
+        if next(asks) % 3 == 2:
+            cut(acting)
+        return collect(weights, wait)
+
+    if how == "cut":
+        acting._collect = through_a_bad_network
+    run(acting, learner, N)
+    acting.close()
+    assert_same(learner, local)
+    assert torch.equal(learner.temperature.books, local.temperature.books)
+    assert list(learner.core.trust.recent) == list(local.core.trust.recent)
+    assert learner.core.env_steps == local.core.env_steps
+    assert acting.state_dict()["actor"]["episodes"] >= 4
+
+
+def _saved(state):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_weights_arrive_between_two_decisions(table, base_of):
+    learner = learner_of(base_of(table))
+    acting = remote_of(learner, table)
+    acting.reset()
+    run(acting, learner, 2)
+    for p in learner.actor.parameters():
+        p.data.fill_(0.25)
+    acting._next = 0.0
+    before = table.served.acting.actor.number
+    run(acting, learner, before + 4)
+    explorer = table.served.acting.actor.explorer
+    assert all((p == 0.25).all() for p in explorer.actor.parameters())
+    sent = acting._there
+    acting._next = 0.0
+    acting.begin()
+    acting.finish()
+    assert acting._there is sent  # nothing has changed: nothing is sent again
+    acting.close()
+
+
+def test_a_robot_whose_learner_is_silent_keeps_a_bounded_number(table, base_of):
+    """It ends the episode that it is in, and goes on where it was when the learner comes back."""
+    learner = learner_of(base_of(table))
+    acting = remote_of(learner, table)
+    acting.reset()
+    run(acting, learner, 1)
+    actor = table.served.acting.actor
+    actor.keep = 4 * size(plain(learner.acting.sight and _decision(learner)))
+    rests(actor)
+    assert 4 <= actor.number - actor._fetched <= 4 + 6  # the last one begins below the bound: 22 steps, 4 at a time
+    stands = table.lab.clock.now()
+    time.sleep(0.3)
+    assert (actor.idle, table.lab.clock.now()) == (True, stands)
+    run(acting, learner, actor.number + 3)
+    assert learner.core.replay.total == acting._stored  # every one of them
+    acting.close()
+
+
+def _decision(learner):
+    """Like those that it stores."""
+    from algos.explorer import Decision
+
+    stored = rows(learner, 1)
+    n = torch.ones(1, dtype=torch.int64)
+    no = torch.zeros(1, dtype=torch.bool)
+    seen = {k: v[:, 0] for k, v in stored.obs.items()}
+    return Decision(seen, seen, dict(stored.extras), stored.action, stored.reward, stored.discount, no, no, no, n, no,
+                    no, no, learner.temperature.books)  # fmt: skip
+
+
+def rests(actor):
+    end = time.monotonic() + 20
+    while not actor.idle:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_an_evaluation_takes_the_robot_and_gives_it_back(table, base_of):
+    learner = learner_of(base_of(table))
+    acting = remote_of(learner, table)
+    acting.reset()
+    run(acting, learner, 2)
+    results = evaluate(
+        lambda obs, episode: torch.zeros(1, HOLD, 7), table.args(episode_length=6), [1, 2],
+        n_envs=1, n_obs_steps=2, n_action_steps=HOLD, in_process=True,
+    )  # fmt: skip
+    assert [r.length for r in results] == [6, 6]
+    before = table.served.acting.actor.number
+    run(acting, learner, before + 2)
+    acting.close()
+    rests(table.served.acting.actor)
+
+
+def test_a_robot_that_was_started_anew_is_told_everything_again(table, base_of):
+    """What it had not delivered is lost; what is stored of the next episode begins with its first decision."""
+    learner = learner_of(base_of(table))
+    acting = remote_of(learner, table)
+    acting.reset()
+    run(acting, learner, 5)
+    table.served.acting.close()
+    table.served.acting = ServedActor(table.served.acting._obey, table.served.metadata)
+    stored = learner.core.replay.total
+    run(acting, learner, stored + 4)
+    assert bool(learner.core.replay.gather(torch.tensor([stored - 1]), torch.tensor([0])).done)
+    assert table.served.acting.actor.number >= stored + 4
+    acting.close()
+
+
+def test_a_gap_is_followed_by_the_next_episode(table, base_of):
+    learner = learner_of(base_of(table))
+    acting = remote_of(learner, table)
+    acting.reset()
+    run(acting, learner, 2)
+    while table.served.acting.actor.number < 12:
+        time.sleep(0.02)
+    with table.served.acting.actor._changed:
+        kept = table.served.acting.actor._kept
+        while kept[0][0] < 9:
+            kept.popleft()
+        following = next(i for i, d, _ in kept if d["fresh"].all())
+    before = learner.core.replay.total
+    run(acting, learner, before + 1)
+    assert acting._stored == following or acting._stored <= acting._received
+    acting.close()
+
+
+def test_refusals(table, base_of):
+    learner = learner_of(base_of(table))
+    with pytest.raises(ConfigError, match="this base is code"):
+        RemoteActor(learner, table.args(), {"base": {"black_box": {}}}, gamma=GAMMA, seed=SEED)
+    acting = remote_of(learner, table, joints=["a"] * 7)
+    with pytest.raises(Exception, match="joints"):
+        acting.reset()
+    acting.close()
+    acting = RemoteActor(learner, table.args(), CONFIG, gamma=GAMMA, seed=SEED)
+    with pytest.raises(Exception, match=r"do not fit|ChunkPolicy"):
+        acting.reset()
+    acting.close()
+
+
+def test_a_failure_of_the_actor_is_told(table, base_of):
+    table.robot.max_age = 0.3
+    acting = remote_of(learner := learner_of(base_of(table)), table)
+    acting.reset()
+    with pytest.raises(DeviceError, match=r"safety\.max_age"):
+        run(acting, learner, 1)
+    acting.close()
+
+
+def test_what_is_no_decision_is_refused():
+    with pytest.raises(DataError, match="expected"):
+        decision_of({"seen": {}})
