@@ -2,14 +2,15 @@
 
 {"ask": "attach", "learner", "run", "received"}     -> {"known": whether this run's actor is here, with what follows}
 {"ask": "part", ..., "file", "at", "data"}          -> {"size": bytes of that file of its checkpoint that are here}
-{"ask": "begin", ..., "received", "episode", "seed", "gamma", "task", "explorer"}   -> {} once the parts make an actor
+{"ask": "begin", ..., "received", "episode", "seed", "stream", "gamma", "task", "explorer"}   -> {}: it is made
 {"ask": "collect", ..., "received", "saved", "wait", "weights"}     -> {"first": number, "decisions": [...], "failed"}
 {"ask": "rest", ...}                                -> {}: it begins no other episode until the next "collect"
 collect, where there is no such actor               -> {"unknown": true}: attach, and hand it over again
 begin, where it cannot be                           -> {"error": why}
 
-Decisions are numbered since the run began. "received" and "saved" are numbers: up to the one the learner has them, up
-to the other it would have them again if it were killed now; what is after "saved" is kept.
+"seed" is the run's, from which the seeds of simulated worlds follow, "stream" that of the actor's draws. Decisions are
+numbered since the run began. "received" and "saved" are numbers: up to the one the learner has them, up to the other it
+would have them again if it were killed now; what is after "saved" is kept.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ class ServedActor:
             policy = load_policy(folder, device=self._device)
         if not isinstance(policy, ResidualPolicy):
             raise ContractError(f"A {type(policy).__name__} cannot explore here; task.actor=robot takes algo=residual.")
-        explorer = construct(Explorer.elsewhere, request["explorer"], "explorer", policy=policy, seed=request["seed"])
+        stream = int(request["stream"])
+        explorer = construct(Explorer.elsewhere, request["explorer"], "explorer", policy=policy, seed=stream)
         actor = Actor(
             explorer,
             gamma=float(request["gamma"]),

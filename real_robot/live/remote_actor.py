@@ -118,12 +118,11 @@ class RemoteActor:
                 with (checkpoint / name).open("rb") as file:
                     for at in range(0, (checkpoint / name).stat().st_size, PART):
                         self._ask("part", file=name, at=at, data=file.read(PART))
-        # Another stream than this process draws its batches from, and than an actor's that ended with its process
-        fresh = np.random.SeedSequence([self._seed, self._received]).generate_state(1)[0]
-        seed = int(fresh) if self._received else self._seed
+        # Not the draws of an actor that ended with its process
+        other = int(np.random.SeedSequence([self._seed, self._received]).generate_state(1)[0])
         return self._ask(
-            "begin", received=self._received, episode=self._episodes, seed=seed, gamma=self._gamma, task=self._task,
-            explorer=self.learner.acting.options,
+            "begin", received=self._received, episode=self._episodes, seed=self._seed, gamma=self._gamma,
+            stream=other if self._received else self._seed, task=self._task, explorer=self.learner.acting.options,
         )  # fmt: skip
 
     def _collect(self, weights: dict[str, dict[str, np.ndarray]] | None, wait: float) -> dict[str, Any] | None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -27,8 +24,8 @@ from launch.start import read_config
 from real_robot.core.streams import POLICY, REQUEST, Session, teleop_dtype
 from real_robot.core.types import SECOND, Button
 from real_robot.env import RobotEnv
-from tests.real_robot.buses import ENVIRONMENT, ROOT
-from tests.real_robot.command import Command
+from tests.real_robot.buses import ENVIRONMENT
+from tests.real_robot.command import PATIENT, Command, brief_base, train
 from tests.real_robot.table import Table
 
 SEED, GAMMA, TA = 3, 0.9, 8
@@ -238,15 +235,6 @@ def test_what_wants_thousands_of_episodes_is_refused():
         read_config(["algo=dppo", "base=some.where:policy", "task=live"], ["dppo"])
 
 
-def train(run, *words):
-    done = subprocess.run(
-        [sys.executable, "train.py", *words, f"run_dir={run}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 class Person:
     """Beside a running robot: stops it, takes over, and finds it good, each once the policy has led for a while."""
 
@@ -291,14 +279,11 @@ class Person:
 
 @pytest.mark.slow
 def test_a_policy_is_improved_in_real_time(tmp_path, monkeypatch):
-    base, run, shm = tmp_path / "base", tmp_path / "run", tmp_path / "shm"
-    small = ["obs=state", "obs.keys=[agent_pos,cube]", "network.hidden_dim=32", "policy.n_inference_steps=2"]
-    brief = ["data.n_demos=1", "algo.train_steps=20", "eval.n_episodes=1", "eval.n_videos=0"]
-    train(base, "task=robot", *small, *brief, f"data.root={tmp_path}")
+    run, shm = tmp_path / "run", tmp_path / "shm"
+    base = brief_base(tmp_path)
     shm.mkdir()
     monkeypatch.setitem(ENVIRONMENT, "DEFT_SHM", str(shm))
-    patient = ["priority=null", "safety.watch.robot=2.0", "safety.watch.late=5.0", "safety.watch.overruns=400"]
-    robot = Command("real_robot.live", "robot=mujoco", "port=0", *patient)
+    robot = Command("real_robot.live", "robot=mujoco", "port=0", *PATIENT)
     person = None
     try:
         address = robot.says("listening on").split()[-1]
