@@ -29,12 +29,18 @@ from policies.checkpoint import save_policy
 from real_robot.core.types import DeviceError
 from real_robot.live.acting import FILES, OF_TASK
 from real_robot.live.env import RemoteRobot, learner_name
-from real_robot.live.wire import arrays, decision_of, same
+from real_robot.live.wire import arrays, decision_of, same, size
 from real_robot.remote.client import API_KEY
 
 PART = 4 << 20  # bytes of a checkpoint that go at once
 EVERY, SHARE = 1.0, 0.1  # s between two sets of weights, at least; of the time that sending them may take
-LOADING, CLOSING = 60.0, 5.0  # s that an answer may take
+LOADING, ANSWER, CLOSING = 60.0, 10.0, 5.0  # s that an answer may take
+SLOW = 1e6  # bytes per second that a network carries at least
+
+
+def stream(seed: int, number: int) -> int:
+    """Seed of the draws of an actor whose first decision follows ``number``: neither the learner's nor another's."""
+    return int(np.random.SeedSequence([seed, 0x6163746F72, number]).generate_state(1)[0])
 
 
 class RemoteActor:
@@ -96,7 +102,7 @@ class RemoteActor:
             ContractError: it cannot act there.
             DeviceError: it is out of reach.
         """
-        end = time.monotonic() + self._patience
+        end, self._remote.timeout_s = time.monotonic() + self._patience, LOADING
         while True:
             answer = self._ask("attach", received=self._received)
             if "known" in answer and not answer["known"]:
@@ -118,16 +124,15 @@ class RemoteActor:
                 with (checkpoint / name).open("rb") as file:
                     for at in range(0, (checkpoint / name).stat().st_size, PART):
                         self._ask("part", file=name, at=at, data=file.read(PART))
-        # Not the draws of an actor that ended with its process
-        other = int(np.random.SeedSequence([self._seed, self._received]).generate_state(1)[0])
         return self._ask(
             "begin", received=self._received, episode=self._episodes, seed=self._seed, gamma=self._gamma,
-            stream=other if self._received else self._seed, task=self._task, explorer=self.learner.acting.options,
+            stream=stream(self._seed, self._received), task=self._task, explorer=self.learner.acting.options,
         )  # fmt: skip
 
     def _collect(self, weights: dict[str, dict[str, np.ndarray]] | None, wait: float) -> dict[str, Any] | None:
         """In its thread; None where the robot is out of reach."""
         begun = time.monotonic()
+        self._remote.timeout_s = ANSWER + (0 if weights is None else size(weights) / SLOW)
         try:
             answer = self._ask("collect", received=self._received, saved=self._saved, wait=wait, weights=weights)
         except DeviceError:

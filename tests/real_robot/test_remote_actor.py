@@ -19,16 +19,17 @@ from algos.residual import Residual
 from data.episodes import EpisodeStore
 from data.errors import ConfigError, ContractError, DataError
 from data.normaliser import Normaliser
+from data.spec import FieldSpec, TaskSpec
 from envs.chunk_env import ChunkEnv
 from envs.evaluate import evaluate
 from envs.make import make_env
-from launch.acting import ActingHere
+from launch.acting import ActingHere, start_acting
 from policies.build import build_policy, normaliser_modes
 from policies.checkpoint import wrapped_config
 from real_robot.core.actions import ActionSpace
 from real_robot.core.types import Button, DeviceError
 from real_robot.live.acting import ServedActor
-from real_robot.live.remote_actor import RemoteActor
+from real_robot.live.remote_actor import RemoteActor, stream
 from real_robot.live.wire import decision_of, plain, size
 from real_robot.simulators.network import Network
 from tests.real_robot.buses import ENVIRONMENT, ROOT
@@ -91,7 +92,7 @@ def learner_of(base, **more):
 
 
 def remote_of(learner, table, **changes):
-    args = table.args(episode_length=22, **changes)
+    args = table.args(episode_length=14, **changes)
     return RemoteActor(learner, args, wrapped_config(learner.policy, CONFIG), gamma=GAMMA, seed=SEED)
 
 
@@ -101,7 +102,7 @@ def disturb(table):
     plans = {
         (2, 6): lambda: table.lead(0.0, until=2.0),
         (3, 9): lambda: table.lab.press(Button.ESTOP),
-        (4, 13): lambda: table.lab.press(Button.SUCCESS),
+        (4, 10): lambda: table.lab.press(Button.SUCCESS),
     }
 
     def look(now):
@@ -129,7 +130,7 @@ def run(acting, learner, n):
         acting.finish()
 
 
-N = 24
+N = 16
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,8 @@ def local(base_of):
     table = Table()
     try:
         learner = learner_of(base_of(table))
-        env = ChunkEnv(table.args(episode_length=22), n_envs=1, n_obs_steps=2, n_action_steps=HOLD, gamma=GAMMA,
+        learner.generator.manual_seed(stream(SEED, 0))
+        env = ChunkEnv(table.args(episode_length=14), n_envs=1, n_obs_steps=2, n_action_steps=HOLD, gamma=GAMMA,
                        in_process=True, base_seed=SEED)  # fmt: skip
         disturb(table)
         acting = ActingHere(learner, env)
@@ -238,7 +240,7 @@ def test_a_robot_whose_learner_is_silent_keeps_a_bounded_number(table, base_of):
     actor = table.served.acting.actor
     actor.keep = 4 * size(plain(_decision(learner)))
     rests(actor)
-    assert 4 <= actor.number - actor._fetched <= 4 + 6  # the last one begins below the bound: 22 steps, 4 at a time
+    assert 4 <= actor.number - actor._fetched <= 4 + 4  # the last one begins below the bound: 14 steps, 4 at a time
     stands = table.lab.clock.now()
     time.sleep(0.3)
     assert (actor.idle, table.lab.clock.now()) == (True, stands)
@@ -308,7 +310,7 @@ def test_a_gap_is_followed_by_the_next_episode(table, base_of):
             actor._kept.popleft()
         kept = list(actor._kept)
     following = next(i for i, d, _ in kept if d["fresh"].all())
-    assert following > here + 3
+    assert following > here + 2
     while acting._stored < following + 2:
         acting.begin()
         acting.finish()
@@ -332,6 +334,10 @@ def test_refusals(table, base_of):
     with pytest.raises(ContractError, match="normaliser"):
         acting.reset()
     acting.close()
+    live = TaskSpec("x", {}, FieldSpec((1,), "float32", "action"), env_args={"suite": "real"})
+    for actor, says in (("robot", "algo=residual; algo=dsrl"), ("elsewhere", "learner or robot")):
+        with pytest.raises(ConfigError, match=says):
+            start_acting({"algo": {"name": "dsrl"}, "task": {"actor": actor}}, learner.core, live, {})
 
 
 def test_a_failure_of_the_actor_is_told(table, base_of):
