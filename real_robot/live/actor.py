@@ -125,7 +125,7 @@ class Actor:
         Those up to ``saved`` are forgotten.
         """
         with self._changed:
-            self._fetched = max(self._fetched, received)
+            self._fetched = received  # fewer than before, where the learner is one that was resumed
             while self._kept and self._kept[0][0] <= saved:
                 self._kept.popleft()
             self._changed.wait_for(lambda: self.number > received or self.failed or self._stop, wait)

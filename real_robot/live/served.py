@@ -123,7 +123,7 @@ class ServedRobot:
     def _reset(self, request: Mapping[str, Any], client: Client) -> dict[str, Any]:
         if client.observer is None or client.space is None:
             raise ContractError("A learner has to open a robot before it resets it.")
-        if client.beginning is None:
+        if client.beginning is None or not self.robot.leads(client.episode):
             client.episode = Episode(client.observer, client.space, int(request["seed"]), int(request["length"]))
             client.beginning = self.robot.begin(client.episode)
         end = self.robot.clock.now() + SECOND

@@ -75,7 +75,7 @@ def base_of(tmp_path_factory):
 
 @pytest.fixture
 def table(request):
-    table = Table()
+    table = Table(**getattr(request, "param", {}))
     yield table
     table.close()
 
@@ -280,6 +280,30 @@ def test_an_evaluation_takes_the_robot_and_gives_it_back(table, base_of):
     run(acting, learner, before + 2)
     acting.close()
     rests(table.served.acting.actor)
+
+
+@pytest.mark.parametrize("table", [{"simulated": False}], indirect=True)
+def test_an_actor_that_waits_for_a_person_lets_go(table, base_of):
+    """And begins anew when it is wanted again, although another episode has been in between."""
+    learner = learner_of(base_of(table))
+    acting = remote_of(learner, table)
+    table.press(Button.ENABLE, 0.5)
+    acting.reset()
+    acting.begin()
+    assert acting.finish().n_steps.numel() == 0  # nobody presses START
+    actor = table.served.acting.actor
+    while not actor.idle:
+        acting._ask("rest")
+        time.sleep(0.02)
+    table.press(Button.START, 5.0)
+    env = make_env(table.args())
+    env.reset(0)
+    assert env.step(np.zeros(7)).executed
+    env.close()
+    table.press(Button.START, 12.0)
+    run(acting, learner, 2)
+    assert (learner.core.env_steps, acting._episodes) == (2 * HOLD, 1)
+    acting.close()
 
 
 def test_a_robot_that_was_started_anew_is_told_everything_again(table, base_of):
