@@ -169,23 +169,21 @@ def test_the_disturbances_are_seen(local):
     assert not torch.equal(stored.action, stored.extras["base"])
 
 
-@pytest.mark.parametrize("how", ["cut", "resumed"])
-def test_what_is_stored_is_what_a_local_actor_would_have_stored(table, base_of, local, how):
-    """To the bit; also over a connection that is lost at every third request, and in a learner that was killed."""
+def test_what_is_stored_is_what_a_local_actor_would_have_stored(table, base_of, local):
+    """To the bit, over a connection that is lost at every third request, and in a learner that is resumed."""
     learner = learner_of(base_of(table))
     acting = remote_of(learner, table)
     disturb(table)
     acting.reset()
-    if how == "resumed":
-        run(acting, learner, 7)
-        state = {"algo": learner.state_dict(), **acting.state_dict()}
-        state = {k: torch.load(_saved(v), weights_only=False) for k, v in state.items()}
-        run(acting, learner, 12)  # of which nothing is left
-        cut(acting)
-        learner = learner_of(base_of(table))
-        acting = remote_of(learner, table)
-        learner.load_state_dict(state["algo"])
-        acting.load_state_dict(state)
+    run(acting, learner, 5)
+    state = {"algo": learner.state_dict(), **acting.state_dict()}
+    state = {k: torch.load(_saved(v), weights_only=False) for k, v in state.items()}
+    run(acting, learner, 9)  # of which nothing is left
+    cut(acting)
+    learner = learner_of(base_of(table))
+    acting = remote_of(learner, table)
+    learner.load_state_dict(state["algo"])
+    acting.load_state_dict(state)
     asks, collect = iter(range(10**6)), acting._collect
 
     def through_a_bad_network(weights, wait):
@@ -193,10 +191,10 @@ def test_what_is_stored_is_what_a_local_actor_would_have_stored(table, base_of, 
             cut(acting)
         return collect(weights, wait)
 
-    if how == "cut":
-        acting._collect = through_a_bad_network
+    acting._collect = through_a_bad_network
     run(acting, learner, N)
     acting.close()
+    assert next(asks) >= 6
     assert_same(learner, local)
     assert torch.equal(learner.temperature.books, local.temperature.books)
     assert list(learner.core.trust.recent) == list(local.core.trust.recent)
@@ -321,6 +319,7 @@ def test_a_robot_that_was_started_anew_is_told_everything_again(table, base_of):
     acting.close()
 
 
+@pytest.mark.slow
 def test_a_gap_is_followed_by_the_next_episode(table, base_of):
     learner = learner_of(base_of(table))
     acting = remote_of(learner, table)
