@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before torch is imported: this may start the inter
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -36,15 +37,14 @@ from data.errors import ConfigError
 from data.normaliser import Normaliser
 from data.source import Episodes
 from data.spec import TaskSpec
-from envs.chunk_env import ChunkEnv
 from envs.evaluate import summarise
-from envs.make import is_live
+from launch.acting import start_acting
 from launch.base import base_and_demos
 from launch.demos import demonstrations, imitated
 from launch.distillation import Distilling
 from launch.from_nothing import WithoutBase
 from launch.history import History, crossed
-from launch.privileged import critic_features, unrecorded, with_observations
+from launch.privileged import critic_features, unrecorded
 from launch.run import Run
 from launch.session import Session
 from launch.start import check_value_range, read_config, start_accelerator
@@ -175,18 +175,7 @@ class FineTuning(Session):
         self.critic_obs: list[str] = algo.get("critic_obs") or []
         self.algo: Learner = self.make_learner(options)
         self.env_steps = algo["env_steps"]
-        self.env = ChunkEnv(
-            with_observations(task.env_args, self.critic_obs),
-            n_envs=algo["n_envs"],
-            n_obs_steps=self.algo.policy.n_obs_steps,
-            n_action_steps=self.algo.n_action_steps,
-            gamma=algo["gamma"],
-            in_process=algo["n_workers"] == 0 and not is_live(task.env_args),  # a robot does not wait for updates
-            n_workers=algo["n_workers"] or None,
-            base_seed=config["seed"],
-        )
-        self.obs: dict[str, torch.Tensor] = {}
-        self.fresh = torch.ones(self.env.n_envs, dtype=torch.bool)
+        self.acting = start_acting(config, self.algo, self.task, self.policy_config())
         self.history = History()
 
     def start_from(
@@ -223,8 +212,7 @@ class FineTuning(Session):
         """Learner, environments and what was measured."""
         return {
             "algo": self.algo.state_dict(),
-            "env": self.env.state_dict(),
-            "fresh": self.fresh,
+            **self.acting.state_dict(),
             "metrics": self.metrics,
             "history": self.history.state_dict(),
         }
@@ -232,8 +220,7 @@ class FineTuning(Session):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
         self.algo.load_state_dict(state["algo"])
-        self.obs = self.env.load_state_dict(state["env"])
-        self.fresh = state["fresh"] if self.env.repeats else torch.ones_like(state["fresh"])
+        self.acting.load_state_dict(state)
         self.metrics = dict(state["metrics"])
         self.history.load_state_dict(state["history"])
 
@@ -252,7 +239,7 @@ class FineTuning(Session):
                 self.algo.add_demo(demo)
         if self.base is not None:
             self.pass_gate(self.base, stop)
-        self.obs = self.env.reset()
+        self.acting.reset()
 
     def pass_gate(self, base: Policy, stop: StopSignal) -> None:
         """Refuses to start where the untrained fine-tuner is not as good as its base."""
@@ -260,7 +247,7 @@ class FineTuning(Session):
         if not seeds:  # a robot's
             return self.algo.base_result(0, 0)
         before = self.run_episodes(base, seeds, stop, "the base")
-        if not self.env.repeats:  # what is compared would be two different episodes
+        if not self.acting.repeats:  # what is compared would be two different episodes
             self.algo.base_result(sum(r.success for r in before), len(before))
             return self.history.begin(summarise(before))
         start = self.run_episodes(self.policy, seeds, stop, f"{self.config['algo']['name']} before any update")
@@ -275,7 +262,7 @@ class FineTuning(Session):
         if self.step == 0:
             self.begin(stop)
         label = f"{config['algo']['name']} on {self.task.name}"
-        with self.env, Bar(label, self.env_steps, start=self.step) as bar:
+        with closing(self.acting), Bar(label, self.env_steps, start=self.step) as bar:
             while True:
                 if every and self.step // every > len(self.history.steps):
                     self.save()  # a kill during the evaluation then repeats only that
@@ -286,14 +273,12 @@ class FineTuning(Session):
                     self.save()
                     raise Interrupted(stop.received)
                 before, started = self.step, time.perf_counter()
-                self.env.begin_step(self.algo.explore(self.obs, self.fresh))
-                if not self.algo.on_policy:  # learns from what came before, while worker processes act
+                self.acting.begin()
+                if not self.algo.on_policy:  # learns from what came before, while others act
                     self.metrics |= self.algo.update()
-                result = self.env.finish_step()
-                self.algo.observe(result)
+                result = self.acting.finish()
                 if self.algo.on_policy:
                     self.metrics |= self.algo.update()
-                self.obs, self.fresh = result.obs, result.terminated | result.truncated
                 self.step += int(result.n_steps.sum())
                 self.check_finite()
                 self.history.add(result, time.perf_counter() - started)

@@ -191,10 +191,10 @@ class DSRL:
         self.core.begin_episodes(fresh)
         seen = self._see(obs)
         eps = self._gaussian(len(fresh))
-        steered, _ = self.policy.draw(seen["features"], torch.where(self.core.quiet[:, None], 0.0, eps))
-        alone = self.core.base_only
+        steered, _ = self.policy.draw(seen["features"], torch.where(self.core.roles.quiet[:, None], 0.0, eps))
+        alone = self.core.roles.base_only
         if self.core.warming_up and self.policy.kind == "offset":
-            alone = alone & self.core.quiet  # the others show what the untrained actor's noise does
+            alone = alone & self.core.roles.quiet  # the others show what the untrained actor's noise does
         w = torch.where(alone[:, None], self.policy.unsteered(eps), steered)
         actions, unit = self._chunk(seen["tokens"], w)
         self._now = {**seen, "action": w if self.critic is None else unit}

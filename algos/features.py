@@ -178,3 +178,12 @@ class LearnedSight(Sight):
             after = self._learned.augmented(batch.next_obs, generator)
         now = self._learned.augmented(batch.obs, generator)
         return batch._replace(obs={"features": now[:, None]}, next_obs={"features": after[:, None]})
+
+
+def sight_of(actor: Features, n_obs_steps: int, critic: CriticFeatures | None = None) -> Sight:
+    """What is kept of observations, for an actor that sees ``actor``. Raises ConfigError where that cannot be."""
+    if not isinstance(actor, LearnedFeatures):
+        return Sight(actor, critic)
+    if critic is not None:
+        raise ConfigError("An encoder is learned from critics that see through it: leave out algo.critic_obs.")
+    return LearnedSight(actor, n_obs_steps)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from algos.demos import Demo
 from algos.replay import Replay, Transition, mixed
+from algos.roles import Roles
 from algos.trust import Trust
 
 
@@ -54,7 +55,7 @@ class OffPolicy:
         window: int | None = None,
     ):
         self.n_envs, self.batch_size, self.utd_ratio, self.n_step = n_envs, batch_size, utd_ratio, n_step
-        self.learning_starts, self.warmup_steps, self.base_fraction = learning_starts, warmup_steps, base_fraction
+        self.learning_starts, self.warmup_steps = learning_starts, warmup_steps
         self.generator = torch.Generator().manual_seed(seed)
         budget = int(replay_gb * 1e9)
         folder = None if replay_dir is None else Path(replay_dir)
@@ -64,9 +65,7 @@ class OffPolicy:
         self._windows = window is not None
         self.trust = Trust()
         self.value_low, self.value_high = value_low, value_high
-        self.quiet_fraction = quiet_fraction
-        self.base_only = torch.zeros(n_envs, dtype=torch.bool)  # whose present episode is the base's alone
-        self.quiet = torch.zeros(n_envs, dtype=torch.bool)  # whose present episode is acted without noise
+        self.roles = Roles(n_envs, base_fraction, quiet_fraction)
         self.env_steps = self.n_updates = 0
         self.owed = 0.0  # updates that the environment steps so far have earned
 
@@ -78,10 +77,8 @@ class OffPolicy:
     def begin_episodes(self, fresh: Bool[Tensor, " n"]) -> None:
         """Draws which of the ``fresh`` episodes the base acts alone, and which are acted without noise."""
         self.replay.cut(fresh)
-        share = 1.0 if self.warming_up else self.base_fraction
-        drawn = torch.rand(2, self.n_envs, generator=self.generator)
-        self.base_only = torch.where(fresh, drawn[0] < share, self.base_only)
-        self.quiet = torch.where(fresh, drawn[1] < self.quiet_fraction, self.quiet)
+        self.roles.warming_up = self.warming_up
+        self.roles.begin(fresh, self.generator)
 
     def store(
         self,
@@ -149,9 +146,9 @@ class OffPolicy:
 
     def count(self, step: Any) -> bool:
         """Books a ChunkStep; returns whether the fine-tuned policy is to be trusted now."""
-        ended = (step.terminated | step.truncated) & self.quiet
+        ended = (step.terminated | step.truncated) & self.roles.quiet
         for i in ended.nonzero()[:, 0].tolist():
-            if not self.base_only[i]:
+            if not self.roles.base_only[i]:
                 self.trust.add(bool(step.success[i]))
             elif self.trust.measures:
                 self.trust.base(int(step.success[i]), 1)
@@ -189,8 +186,8 @@ class OffPolicy:
             "replay": self.replay.state_dict(),
             "demos": self.demos.state_dict(),
             "trust": self.trust.state_dict(),
-            "base_only": self.base_only,
-            "quiet": self.quiet,
+            "base_only": self.roles.base_only,
+            "quiet": self.roles.quiet,
             "generator": self.generator.get_state(),
             "counters": (self.env_steps, self.n_updates, self.owed),
         }
@@ -200,6 +197,6 @@ class OffPolicy:
         self.replay.load_state_dict(state["replay"])
         self.demos.load_state_dict(state["demos"])
         self.trust.load_state_dict(state["trust"])
-        self.base_only, self.quiet = state["base_only"].clone(), state["quiet"].clone()
+        self.roles.base_only, self.roles.quiet = state["base_only"].clone(), state["quiet"].clone()
         self.generator.set_state(state["generator"])
         self.env_steps, self.n_updates, self.owed = state["counters"]

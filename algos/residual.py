@@ -28,12 +28,12 @@ from algos.base_queue import BaseQueue
 from algos.corrected import ResidualPolicy
 from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
-from algos.features import CriticFeatures, LearnedFeatures, LearnedSight, Sight
+from algos.explorer import Decision, Explorer
+from algos.features import CriticFeatures, sight_of
 from algos.off_policy import OffPolicy
 from algos.rates import FallingRates
 from algos.replay import Transition
 from algos.temperature import Temperature
-from data.errors import ConfigError
 from policies.policy import Metrics, Obs, Policy
 
 
@@ -102,12 +102,7 @@ class Residual:
         self.policy = ResidualPolicy(base, scale=scale, hold=hold, hidden=hidden, encoder=encoder, shift=shift).eval()
         self.base, self.n_action_steps = base, hold
         features = self.policy.features
-        if isinstance(features, LearnedFeatures):
-            if critic_features is not None:
-                raise ConfigError("An encoder is learned from critics that see through it: leave out algo.critic_obs.")
-            self.sight: Sight = LearnedSight(features, base.n_obs_steps)
-        else:
-            self.sight = Sight(features, critic_features)
+        self.sight = sight_of(features, base.n_obs_steps, critic_features)
         width = self.sight.critic_width + (hold + 1) * base.action_dim
         self.critic = EnsembleMLP(n_critics, width, hidden=critic_hidden)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -136,51 +131,37 @@ class Residual:
         )
         self.generator = self.core.generator
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
-        self.explore_std, self.target_std = explore_std, target_std
+        self.target_std = target_std
         self.temperature = Temperature(base, temperatures, n_envs)
-        self.queue = BaseQueue(base, n_envs)
-        self._now: dict[str, Tensor] = {}  # base's and own action of the present decision ...
-        self._seen: dict[str, Tensor] = {}  # ... and what it was taken on
+        self.acting = Explorer(
+            self.policy, self.actor, self.sight, self.core.roles, self.temperature, self.generator, explore_std
+        )
 
     # ------------------------------------------------------------------ acting
 
-    @torch.no_grad()
     def explore(self, obs: Obs, fresh: Bool[Tensor, " n"]) -> Float[Tensor, "n ta da"]:
         """Actions for the environments; ``fresh`` marks those whose episode has just begun."""
-        if not self._now or fresh.any():
-            self._begin(obs, fresh)
-        features, base = self.sight.features(self._seen), self._now["base"]
-        noise = self.explore_std * torch.randn(len(base), 1, base.shape[2], generator=self.generator)
-        alone, quiet = self.core.base_only[:, None, None], self.core.quiet[:, None, None]
-        action = torch.where(alone, base, self.policy.corrected(features, base, self.actor)) + noise
-        handed_out = torch.where(alone, base, self.policy.corrected(features, base))
-        self._now["action"] = torch.where(quiet, handed_out, action).clamp(-1, 1)
-        return self.policy.range.environment(self._now["action"])
+        self.core.roles.warming_up = self.core.warming_up
+        return self.acting.explore(obs, fresh)
 
-    def _begin(self, obs: Obs, fresh: Tensor) -> None:
-        """New episodes: no chunk of the last one is left, and the base gets its share of them."""
-        self.queue.clear(fresh)
-        self.core.begin_episodes(fresh)
-        self.temperature.begin(fresh, self.generator)
-        base = self.policy.range.unit(self._next(obs, fresh))
-        if self._now:
-            base = torch.where(fresh[:, None, None], base, self._now["base"])
-        self._now, self._seen = {"base": base}, self.sight(obs)
-
-    def _next(self, obs: Obs, rows: Bool[Tensor, " n"]) -> Float[Tensor, "n h da"]:
-        return self.queue.next(self.base, obs, self.generator, rows, self.n_action_steps, self.temperature.now)
-
-    @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
-        after = self.sight(step.next_obs)
-        base = self.policy.range.unit(self._next(step.next_obs, ~step.terminated))
-        extras = {"base": self._now["base"], "next_base": base}
-        self.policy.active.fill_(self.core.store(self._seen, self._now["action"], step, after, extras))
-        for env in (step.terminated | step.truncated).nonzero()[:, 0].tolist():
-            self.temperature.add(env, bool(step.success[env]))
+        self.store(self.acting.observe(step))
+
+    def store(self, decision: Decision) -> None:
+        """Keeps what an acting half did, this one or another, and books how its episodes ended."""
+        core, roles = self.core, self.core.roles
+        roles.base_only, roles.quiet = decision.base_only, decision.quiet
+        self.temperature.books = decision.books
+        core.replay.cut(decision.fresh)
+        trusted = core.store(decision.seen, decision.action, decision, decision.after, decision.extras)
+        self.policy.active.fill_(trusted)
         self.policy.temperature.fill_(self.temperature.best)
-        self._now, self._seen = {"base": base}, after
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """What an acting half elsewhere has to know by now."""
+        self.core.roles.warming_up = self.core.warming_up
+        return self.acting.weights()
 
     @property
     def counters(self) -> dict[str, float]:
@@ -261,13 +242,13 @@ class Residual:
 
     # ------------------------------------------------------------------ state
 
-    _PARTS = ("actor", "critic", "target", "actor_optimiser", "critic_optimiser", "core", "queue", "temperature")
+    _PARTS = ("actor", "critic", "target", "actor_optimiser", "critic_optimiser", "core", "temperature")
 
     def state_dict(self) -> dict[str, Any]:
         """All that continues training bit-exactly, but for the environments."""
         parts = {name: getattr(self, name).state_dict() for name in self._PARTS}
         policy = {"averaged": self.policy.actor.state_dict(), "features": self.policy.features.state_dict()}
-        return {**parts, **policy, "now": self._now, "seen": self._seen}
+        return {**parts, **policy, **self.acting.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state_dict``."""
@@ -277,4 +258,4 @@ class Residual:
         self.policy.features.load_state_dict(state["features"])
         self.policy.active.fill_(self.core.trust.active)
         self.policy.temperature.fill_(self.temperature.best)
-        self._now, self._seen = dict(state["now"]), dict(state["seen"])
+        self.acting.load_state_dict(state)

@@ -47,6 +47,15 @@ class Temperature:
         """The one that did best of late."""
         return self.arms[int(np.argmax((self.won + 1) / (self.won + self.lost + 2)))]
 
+    @property
+    def books(self) -> Float[Tensor, "2 a"]:
+        """What every arm has won and lost, of late."""
+        return torch.from_numpy(np.stack([self.won, self.lost]))
+
+    @books.setter
+    def books(self, told: Float[Tensor, "2 a"]) -> None:
+        self.won, self.lost = told.numpy().copy()
+
     def begin(self, fresh: Bool[Tensor, " n"], generator: torch.Generator) -> None:
         """Draws those of the episodes that begin."""
         if len(self.arms) == 1:

@@ -30,6 +30,7 @@ def on_robot(spec: TaskSpec, task: Mapping[str, Any]) -> TaskSpec:
         raise ConfigError(
             f"{spec.name} was not recorded on a robot: nothing says what a robot has to show ({missing})."
         )
+    options = {key: value for key, value in task.items() if key != "actor"}  # that is training's
     told = {"obs": list(spec.obs), **{key: spec.env_args[key] for key in ("rule", "actions")}}
     joints = spec.env_args.get("action_names")
-    return dataclasses.replace(spec, env_args={**task, **told, **({"joints": list(joints)} if joints else {})})
+    return dataclasses.replace(spec, env_args={**options, **told, **({"joints": list(joints)} if joints else {})})

@@ -11,6 +11,8 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 from configs.loader import check_at_least, help_text, load_config
@@ -19,11 +21,14 @@ from data.errors import ConfigError
 from launch.terminal import console
 from real_robot.commands.deploy import run_session
 from real_robot.core.streams import Session
+from real_robot.live.acting import device_of
 from real_robot.live.robot import LiveRobot
 from real_robot.live.served import ServedRobot
 from real_robot.parts import spec_of
 from real_robot.remote.server import PolicyServer
 from real_robot.serve import is_private
+
+MAX_MESSAGE = 256 << 20  # bytes; weights of a learned encoder come in one piece
 
 USAGE = """python -m real_robot.live robot=so101 teleop=browser [host=0.0.0.0] [port=8200] [key=value ...]
        python -m real_robot.live robot=mujoco"""
@@ -77,6 +82,12 @@ def live_robot(config: dict[str, Any], session: Session) -> LiveRobot:
     )
 
 
+def actor_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``ServedActor``. Raises ConfigError: a device that cannot be had."""
+    device = device_of(options["device"])
+    return {"device": device, "threads": options["threads"], "keep": round(options["keep_mb"] * 1e6)}
+
+
 def main(argv: list[str]) -> int:
     """The command; returns the exit status."""
     if {"-h", "--help"} & set(argv):
@@ -84,19 +95,22 @@ def main(argv: list[str]) -> int:
         return 0
     config = load_config("live", argv)
     check_at_least(0, config, ["port"])
+    check_at_least(1, config, ["actor.threads", "actor.keep_mb"])
     session = Session()
     try:
         robot = live_robot(config, session)
         if config["api_key"] is None and not is_private(config["host"]):
             console.print("warning: no API key: whoever reaches this port can lead the robot (set DEFT_API_KEY)")
+        served = ServedRobot(robot, actor_options(config["actor"]))
         server = PolicyServer(
-            ServedRobot(robot),
+            served,
             host=config["host"],
             port=config["port"],
             api_key=None if config["api_key"] is None else str(config["api_key"]),
+            max_message=MAX_MESSAGE,
             say=lambda line: console.print(f"{time.strftime('%H:%M:%S')} {line}"),
         )
-        with Serving(server) as serving:
+        with closing(served), Serving(server) as serving:
             title = f"{robot.spec.name}, to learn on"
             status, supervisor = run_session(
                 config, robot.spec, title, each=lambda now: serving.failed is not None, session=session

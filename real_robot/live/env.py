@@ -26,6 +26,11 @@ from real_robot.remote.client import API_KEY, Remote
 LEARNER = "DEFT_LEARNER"  # all processes of a learner share this name; the first one gives it
 
 
+def learner_name() -> str:
+    """By which a robot knows all processes of this learner."""
+    return os.environ.setdefault(LEARNER, f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+
+
 class RemoteRobot(Remote):
     """A robot that another process serves."""
 
@@ -45,6 +50,7 @@ class LiveEnv:
         timeout_s: for an answer, besides the time that a chunk takes.
         patience_s: that a robot may be out of reach, or another learner's, when an episode is to begin. People may take
             as long as they like.
+        remote: what is asked instead of a server: the robot of this process (real_robot.live.actor).
 
     Raises:
         ConfigError: no robot there, or not ours.
@@ -63,13 +69,14 @@ class LiveEnv:
         episode_length: int = 200,
         timeout_s: float = 10.0,
         patience_s: float = 60.0,
+        remote: Any = None,
     ):
-        os.environ.setdefault(LEARNER, f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+        self._learner = learner_name()
         self._length, self._patience = episode_length, patience_s
         space = ActionSpace.from_dict(actions)
         self._opening = {"ask": "open", "obs": list(obs), "rule": dict(rule), "actions": dict(actions)}
         self._opening |= {"joints": None if joints is None else list(joints)}
-        self._remote = RemoteRobot(server, api_key=os.environ.get(API_KEY), timeout_s=timeout_s + 2.0)
+        self._remote = remote or RemoteRobot(server, api_key=os.environ.get(API_KEY), timeout_s=timeout_s + 2.0)
         try:
             if "joints" not in self._remote.metadata:
                 raise ConfigError(f"{server} serves no robot; `python -m real_robot.live` does.")
@@ -95,7 +102,7 @@ class LiveEnv:
         self._done: deque[tuple[StepResult, Frame]] = deque()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return self._remote.ask({**request, "learner": os.environ[LEARNER]})
+        return self._remote.ask({**request, "learner": self._learner})
 
     def _open(self) -> dict[str, Any]:
         end = time.monotonic() + self._patience

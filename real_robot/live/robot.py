@@ -158,6 +158,10 @@ class LiveRobot:
 
     # ------------------------------------------------------------------ before an episode
 
+    def leads(self, episode: Episode | None) -> bool:
+        """Whether it is the last that was begun."""
+        return episode is not None and episode is self._episode
+
     def begin(self, episode: Episode) -> Iterator[str]:
         """Ends the one before; until the robot stands at home in a world that is ready, says what is waited for."""
         if self._episode is not None:  # what a person has done since it was cut belongs to its recording
@@ -247,7 +251,7 @@ class LiveRobot:
                 f"{len(actions)} actions at {episode.space.hz:g} Hz are more than {MAX_ACTIONS - 1}, or last longer "
                 f"than safety.max_age={self.max_age:g} s: a shorter n_action_steps (algo.hold) will do."
             )
-        if episode is not self._episode or episode.over:
+        if not self.leads(episode) or episode.over:
             out.truncated, out.cut = True, "another episode was begun"
             return out
         begun = self.clock.now()

@@ -6,6 +6,8 @@
                                                     "terminated", "truncated", "cut"}, of the T steps that were done
 any of them, while something has to be waited for, a second at a time   -> {"waiting": why}; ask again
 open, where it cannot be                                                -> {"error": why}
+
+A learner may hand over its acting half instead of asking for every step: real_robot.live.acting has those requests.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +26,10 @@ from data.spec import FieldSpec, TaskSpec
 from real_robot.agent.observe import NotReady, Observer
 from real_robot.core.actions import ActionSpace
 from real_robot.core.types import SECOND
+from real_robot.live.acting import ServedActor
+from real_robot.live.actor import HELD
 from real_robot.live.robot import Episode, LiveRobot
 from real_robot.remote.keys import PROTOCOL
-
-HELD = 30.0  # s of silence after which a robot is another learner's
 
 
 @dataclass
@@ -40,9 +43,12 @@ class Client:
 
 
 class ServedRobot:
-    """Answers one learner at a time; it may have several connections, and the episode is that of the last reset."""
+    """Answers one learner at a time; it may have several connections, and the episode is that of the last reset.
 
-    def __init__(self, robot: LiveRobot):
+    ``options`` are ``ServedActor``'s.
+    """
+
+    def __init__(self, robot: LiveRobot, options: Mapping[str, Any] | None = None):
         self.robot = robot
         self.metadata: Mapping[str, Any] = {
             "deft_protocol": PROTOCOL,
@@ -51,6 +57,7 @@ class ServedRobot:
             "simulated": robot.simulated,
         }
         self._learner, self._asked = "", -HELD
+        self.acting = ServedActor(partial(self.obey, client=Client()), self.metadata, **(options or {}))
 
     def episode(self) -> Client:
         """Of a new connection."""
@@ -66,13 +73,25 @@ class ServedRobot:
                 self._learner = learner
             if learner == self._learner:
                 self._asked = time.monotonic()
-            answer = {"open": self._open, "reset": self._reset, "step": self._step}[what]
-            return answer(request, episode)
+            if what in self.acting.asks:
+                return self.acting.answer(request)
+            if what == "reset" and not self.acting.free():
+                time.sleep(0.1)
+                return {"waiting": "the actor finishes its episode"}
+            return self.obey(request, episode)
         except (KeyError, TypeError, ValueError) as e:
             raise DataError(f"A learner's request is malformed ({type(e).__name__}: {e}).") from e
         finally:
             if self._learner == request.get("learner"):
                 self._asked = time.monotonic()
+
+    def close(self) -> None:
+        """Ends an actor."""
+        self.acting.close()
+
+    def obey(self, request: Mapping[str, Any], client: Client) -> dict[str, Any]:
+        """Carries out "open", "reset" or "step", whoever asks. Raises KeyError: it is another request."""
+        return {"open": self._open, "reset": self._reset, "step": self._step}[request["ask"]](request, client)
 
     def _open(self, request: Mapping[str, Any], client: Client) -> dict[str, Any]:
         spec, joints = self.robot.spec, request.get("joints")
@@ -104,7 +123,7 @@ class ServedRobot:
     def _reset(self, request: Mapping[str, Any], client: Client) -> dict[str, Any]:
         if client.observer is None or client.space is None:
             raise ContractError("A learner has to open a robot before it resets it.")
-        if client.beginning is None:
+        if client.beginning is None or not self.robot.leads(client.episode):
             client.episode = Episode(client.observer, client.space, int(request["seed"]), int(request["length"]))
             client.beginning = self.robot.begin(client.episode)
         end = self.robot.clock.now() + SECOND

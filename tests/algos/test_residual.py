@@ -246,11 +246,12 @@ def test_the_policy_handed_out_follows_the_actor(make_base):
     for before, mean, now in zip(start, learner.policy.actor.parameters(), learner.actor.parameters(), strict=True):
         torch.testing.assert_close(mean, (before + now) / 2)
     learner.core.env_steps = learner.core.warmup_steps
-    learner.core.base_fraction, learner.core.quiet_fraction = 0.0, 0.5
+    roles = learner.core.roles
+    roles.base_fraction, roles.quiet_fraction = 0.0, 0.5
     window = {"state": torch.randn(2, 2, 4)}
-    while learner.core.quiet.tolist() != [True, False]:
+    while roles.quiet.tolist() != [True, False]:
         acted = learner.policy.range.unit(learner.explore(window, torch.ones(2) > 0))
-    seen, base = learner.policy.features(window), learner._now["base"]
+    seen, base = learner.policy.features(window), learner.acting.now["base"]
     torch.testing.assert_close(acted[:1], learner.policy.corrected(seen, base)[:1])
     torch.testing.assert_close(acted[1:], learner.policy.corrected(seen, base, learner.actor)[1:])
     assert not torch.allclose(acted[:1], learner.policy.corrected(seen, base, learner.actor)[:1])

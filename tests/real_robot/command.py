@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from tests.real_robot.buses import ENVIRONMENT, ROOT
 
@@ -62,3 +64,25 @@ class Command:
         self.process.kill()
         self.process.wait()
         self._listener.join()
+
+
+# For simulated robots on a machine that has other things to do
+PATIENT = ("priority=null", "safety.watch.robot=2.0", "safety.watch.late=5.0", "safety.watch.overruns=400")
+
+
+def train(run: Path, *words: str) -> dict:
+    """``train.py`` and its words; what its last line says."""
+    done = subprocess.run(
+        [sys.executable, "train.py", *words, f"run_dir={run}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def brief_base(folder: Path) -> Path:
+    """A policy of the simulated robot that has learned next to nothing."""
+    small = ["obs=state", "obs.keys=[agent_pos,cube]", "network.hidden_dim=32", "policy.n_inference_steps=2"]
+    brief = ["data.n_demos=1", "algo.train_steps=20", "eval.n_episodes=1", "eval.n_videos=0"]
+    train(folder / "base", "task=robot", *small, *brief, f"data.root={folder}")
+    return folder / "base"

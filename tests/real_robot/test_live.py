@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from configs.loader import load_config
 from data.errors import ConfigError, ContractError
 from data.spec import FieldSpec, TaskSpec
 from envs.base import RealTimeEnv
@@ -25,68 +21,14 @@ from envs.evaluate import evaluate
 from envs.make import make_env
 from launch.live import on_robot
 from launch.start import read_config
-from real_robot.core.actions import ActionSpace
 from real_robot.core.streams import POLICY, REQUEST, Session, teleop_dtype
 from real_robot.core.types import SECOND, Button
 from real_robot.env import RobotEnv
-from real_robot.live.robot import LiveRobot
-from real_robot.live.served import ServedRobot
-from real_robot.recorder.sampling import Rule
-from real_robot.simulators.lab import Lab
-from tests.real_robot.buses import ENVIRONMENT, ROOT
-from tests.real_robot.command import Command
-from tests.real_robot.trivial_server import serving
+from tests.real_robot.buses import ENVIRONMENT
+from tests.real_robot.command import PATIENT, Command, brief_base, train
+from tests.real_robot.table import Table
 
 SEED, GAMMA, TA = 3, 0.9, 8
-
-
-class Table:
-    """A simulated robot that is served, and whoever stands beside it."""
-
-    def __init__(self, **options):
-        config = load_config("live", ["robot=mujoco"])
-        self.lab = Lab(config)
-        self.robot = LiveRobot(
-            self.lab.session, self.lab.spec, clock=self.lab.clock, hand=config["hand"], **{"simulated": True, **options}
-        )
-        self.hand = self.lab.session.create("teleop", teleop_dtype(self.lab.spec.n), 4096)
-        self.plans: list[tuple[int, object]] = []
-        self.lab.each.append(self._do)
-        self.lab.clock.advance(0.5)
-        self._serving = serving(ServedRobot(self.robot))
-        self.address = self._serving.__enter__()
-
-    def _do(self, now):
-        for plan in [p for p in self.plans if p[0] <= now]:
-            self.plans.remove(plan)
-            plan[1]()
-
-    def after(self, seconds, do):
-        self.plans.append((self.lab.clock.now() + round(seconds * SECOND), do))
-
-    def press(self, button, seconds=0.0):
-        self.after(seconds, lambda: self.lab.press(button))
-
-    def lead(self, seconds, until):
-        """A person's hand holds the arm where it is."""
-        begin = self.lab.clock.now()
-
-        def say(now):
-            if begin + seconds * SECOND <= now <= begin + until * SECOND:
-                target = self.lab.controller.follower.q
-                self.hand.put(np.array((now < begin + until * SECOND - 2e7, target, 0), self.hand.dtype), now)
-
-        self.lab.each.append(say)
-
-    def args(self, **changes):
-        spec = self.lab.spec
-        told = {"rule": Rule(hz=10.0).to_dict(), "actions": ActionSpace.of(spec, "delta", 10.0).to_dict()}
-        return {"suite": "real", "server": self.address, "obs": ["agent_pos", "cube"], "joints": list(spec.joints),
-                "episode_length": 100, "patience_s": 1.0, **told, **changes}  # fmt: skip
-
-    def close(self):
-        self._serving.__exit__(None, None, None)
-        self.lab.close()
 
 
 @pytest.fixture
@@ -293,15 +235,6 @@ def test_what_wants_thousands_of_episodes_is_refused():
         read_config(["algo=dppo", "base=some.where:policy", "task=live"], ["dppo"])
 
 
-def train(run, *words):
-    done = subprocess.run(
-        [sys.executable, "train.py", *words, f"run_dir={run}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 class Person:
     """Beside a running robot: stops it, takes over, and finds it good, each once the policy has led for a while."""
 
@@ -346,14 +279,11 @@ class Person:
 
 @pytest.mark.slow
 def test_a_policy_is_improved_in_real_time(tmp_path, monkeypatch):
-    base, run, shm = tmp_path / "base", tmp_path / "run", tmp_path / "shm"
-    small = ["obs=state", "obs.keys=[agent_pos,cube]", "network.hidden_dim=32", "policy.n_inference_steps=2"]
-    brief = ["data.n_demos=1", "algo.train_steps=20", "eval.n_episodes=1", "eval.n_videos=0"]
-    train(base, "task=robot", *small, *brief, f"data.root={tmp_path}")
+    run, shm = tmp_path / "run", tmp_path / "shm"
+    base = brief_base(tmp_path)
     shm.mkdir()
     monkeypatch.setitem(ENVIRONMENT, "DEFT_SHM", str(shm))
-    patient = ["priority=null", "safety.watch.robot=2.0", "safety.watch.late=5.0", "safety.watch.overruns=400"]
-    robot = Command("real_robot.live", "robot=mujoco", "port=0", *patient)
+    robot = Command("real_robot.live", "robot=mujoco", "port=0", *PATIENT)
     person = None
     try:
         address = robot.says("listening on").split()[-1]
