@@ -273,10 +273,10 @@ class FineTuning(Session):
                     self.save()
                     raise Interrupted(stop.received)
                 before, started = self.step, time.perf_counter()
-                self.acting.begin()
+                self.acting.begin()  # algo.explore; environments begin to do it
                 if not self.algo.on_policy:  # learns from what came before, while others act
                     self.metrics |= self.algo.update()
-                result = self.acting.finish()
+                result = self.acting.finish()  # algo.observe
                 if self.algo.on_policy:
                     self.metrics |= self.algo.update()
                 self.step += int(result.n_steps.sum())
