@@ -156,7 +156,7 @@ class DPPO(OnPolicy):
         critic_warmup: int = 1,
         grad_clip: float = 1.0,
         lr_decay: float = 0.5,
-        env_steps: int = 800_000,
+        env_steps: int = 400_000,
         seed: int = 0,
     ):
         policy = FineTunedDiffusion(base, n_finetuned_steps=n_finetuned_steps).eval()

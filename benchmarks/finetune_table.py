@@ -28,7 +28,7 @@ BASE = [
 ]  # fmt: skip
 EVAL = ["eval.n_episodes=200", "eval.every=5000", "eval.every_n_episodes=50", "eval.n_videos=0", "eval.n_envs=1"]
 ON_POLICY = ["eval.every=50000", "log.every=5000"]
-FOR_METHOD = {"residual_ppo": [*ON_POLICY, "algo.env_steps=600000"], "dppo": [*ON_POLICY, "algo.env_steps=800000"]}
+FOR_METHOD = {"residual_ppo": [*ON_POLICY, "algo.env_steps=600000"], "dppo": [*ON_POLICY, "algo.env_steps=400000"]}
 DIFFUSION = ["policy=diffusion", "policy.n_inference_steps=5", "algo.train_steps=250"]
 COLUMNS = [
     "method",

@@ -26,7 +26,7 @@ CLIMBS = {
         *OFF_POLICY,
         *words("algo.env_steps=10000 algo.hold=2 algo.scale=0.7 algo.explore_std=0.2 algo.n_step=2"),
     ],
-    "dsrl": [*OFF_POLICY, *words("algo.env_steps=12000 n_action_steps=4 algo.start_std=1 algo.prior=0.005")],
+    "dsrl": [*OFF_POLICY, *words("algo.env_steps=20000 n_action_steps=4 algo.start_std=1 algo.prior=0.005")],
     # The toy's point turns at every step: corrections that are held over a chunk come too late for it
     "residual_ppo": words("""
         algo.env_steps=60000 eval.every=20000 algo.hold=1 algo.std=0.37 algo.actor_lr=1e-3 algo.adapt_lr=false
