@@ -155,7 +155,7 @@ class DPPO(OnPolicy):
         critic_hidden: Sequence[int] = (256, 256),
         critic_warmup: int = 1,
         grad_clip: float = 1.0,
-        lr_decay: float = 0.5,
+        lr_decay: float = 0.0,
         env_steps: int = 400_000,
         seed: int = 0,
     ):

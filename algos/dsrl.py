@@ -96,7 +96,7 @@ class DSRL:
         actor_lr: float = 3e-4,
         critic_lr: float = 3e-4,
         alpha_lr: float = 3e-4,
-        lr_decay: float = 0.5,
+        lr_decay: float = 0.0,
         env_steps: int = 50_000,
         alpha: float = 0.003,
         target_entropy: float = -1.0,

@@ -82,7 +82,7 @@ class Residual:
         tau: float = 0.01,
         actor_lr: float = 1e-4,
         critic_lr: float = 3e-4,
-        lr_decay: float = 0.5,
+        lr_decay: float = 0.0,
         env_steps: int = 50_000,
         actor_ema: float = 0.9995,
         learning_starts: int = 1000,

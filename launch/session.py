@@ -113,7 +113,13 @@ class Session(ABC):
                 f"{self.accelerator.num_processes}: the batch would be another one."
             )
         self.step = self.saved = state["step"]
-        self.load_state_dict(state)
+        try:
+            self.load_state_dict(state)
+        except KeyError as e:
+            raise ConfigError(
+                f"{self.run.path}/state.pt has no {e}: another version of Deft wrote it. The run's checkpoint can be "
+                "used, but it cannot be continued; start it anew."
+            ) from e
         set_global_rng_state(state["rng"])
 
     def demo_seeds(self) -> list[int]:

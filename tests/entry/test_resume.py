@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from tests.entry.commands import assert_refused, assert_same_run, lines, result, timeless, weights
 
@@ -160,3 +161,7 @@ def test_damaged_state(server, toy, straight, tmp_path):
     (run / "config.yaml").write_text((straight / "config.yaml").read_text())
     (run / "state.pt").write_bytes((straight / "state.pt").read_bytes()[:1000])
     assert_refused(server.run("train.py", f"resume={run}"), "state.pt", "cannot be read")
+    state = torch.load(straight / "state.pt", weights_only=False)
+    del state["sampler"]
+    torch.save(state, run / "state.pt")
+    assert_refused(server.run("train.py", f"resume={run}"), "state.pt", "'sampler'", "another version")
