@@ -114,6 +114,7 @@ class LiveRobot:
         self._id = self._seen = 0  # chunks written; records of control looked at
         self._episode: Episode | None = None
         self._said = False  # a person has labelled the step's end
+        self._called = ""  # what a person was last asked to do
 
     # ------------------------------------------------------------------ the session
 
@@ -168,10 +169,11 @@ class LiveRobot:
             self._episode.over = True
             self._press(Button.STOP)
         self._episode = episode
+        self._called = ""
         while True:
             while why := self._held():
                 self._rest()
-                yield why
+                yield self._call(why)
             self._rest()  # control follows nothing that was seen before it was free to
             self._rest()
             yield from self._lead_home()
@@ -198,6 +200,13 @@ class LiveRobot:
         wanted = "RECOVER, once the cause has been seen to" if state == Machine.FAULT else "ENABLE"
         return f"the robot is in {state.name}; a person has to press {wanted}"
 
+    def _call(self, why: str) -> str:
+        """Tells the people at the robot, once, where it waits for one of them; returns ``why``."""
+        if not self.simulated and why != self._called:
+            self.events.info(why)
+            self._called = why
+        return why
+
     def _lead_home(self) -> Iterator[str]:
         begun, points = self.clock.now(), [self._sent()] * 2
         for point in itertools.chain(self._points(points[0]), itertools.repeat(self._home, 8)):
@@ -210,7 +219,7 @@ class LiveRobot:
             if lost and self.simulated:  # an arm that has tied itself into a knot is put back, as only here it can be
                 ask(self.session.folder, reset=None, robot=True)
                 return
-            yield "the arm is led home" + ("; it does not get there: take over and lead it there" if lost else "")
+            yield self._call("the arm does not get home; take over and lead it there") if lost else "it is led home"
 
     def _points(self, at: Joints) -> Iterator[Joints]:
         """The way home, a point every ``LEG`` s: up first, where a model tells what that is."""
@@ -239,7 +248,7 @@ class LiveRobot:
         self._pressed()
         while Button.START not in self._pressed() and not self._held():
             self._rest()
-            yield "a person has to arrange the scene, and press START"
+            yield self._call("a person has to arrange the scene, and press START")
 
     # ------------------------------------------------------------------ an episode
 

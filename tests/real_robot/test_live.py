@@ -21,7 +21,7 @@ from envs.evaluate import evaluate
 from envs.make import make_env
 from launch.live import on_robot
 from launch.start import read_config
-from real_robot.core.streams import POLICY, REQUEST, Session, teleop_dtype
+from real_robot.core.streams import POLICY, REQUEST, Session, event, teleop_dtype
 from real_robot.core.types import SECOND, Button
 from real_robot.env import RobotEnv
 from tests.real_robot.buses import ENVIRONMENT
@@ -162,6 +162,9 @@ def test_a_person_enables_the_robot_and_begins_the_episode(table):
     said = [w["waiting"] for w in waits if "waiting" in w]
     assert any("press ENABLE" in s for s in said)
     assert "START" in said[-1]
+    told = [event(row)[1] for row in table.lab.session.attach("event.live").since(0)[0]]
+    assert ["ENABLE" in told[0], "START" in told[1]] == [True, True]  # once each, at the robot's terminal and page
+    assert len(told) == 2
     env.close()
 
 
