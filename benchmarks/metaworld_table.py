@@ -18,8 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import yaml
-from chain import ROOT, ensure_run, interval, percent, read, side_by_side
+from chain import ROOT, ensure_run, interval, percent, read, side_by_side, training_minutes
 
 from configs.loader import load_config
 
@@ -59,14 +58,6 @@ def top5(folder: Path) -> float | None:
     return mean(rates[-5:]) if len(rates) >= 5 else None
 
 
-def training_minutes(folder: Path) -> float:
-    """Without the evaluations."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    last = [r for r in records if "samples_per_s" in r][-1]
-    batch_size = yaml.safe_load((folder / "config.yaml").read_text())["algo"]["batch_size"]
-    return last["step"] * batch_size / last["samples_per_s"] / 60
-
-
 def row(root: Path, task: str, seed: int, method: str) -> str:
     folder = root / f"{task}-{method}-s{seed}"
     result = read(folder)
@@ -75,9 +66,7 @@ def row(root: Path, task: str, seed: int, method: str) -> str:
         return "| " + " | ".join([*cells, *["-"] * 5]) + " |"
     cells += [percent(result["success_rate"]), interval(result["success_ci95"]), percent(top5(folder))]
     return (
-        "| "
-        + " | ".join([*cells, f"{result['chunk_latency_ms_p50']:.1f}", f"{result['train_seconds'] / 60:.1f}"])
-        + " |"
+        "| " + " | ".join([*cells, f"{result['chunk_latency_ms_p50']:.1f}", f"{training_minutes(folder):.1f}"]) + " |"
     )
 
 

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from chain import ROOT, interval, percent, read, side_by_side
+from chain import ensure_evaluation, errorbars, interval, percent, read, side_by_side
 
 LATE = ("async", "ensemble", "rtc", "prefix")
 COLOURS = {
@@ -47,19 +43,10 @@ def folder(root: Path, cell: Cell) -> Path:
 
 
 def evaluate(root: Path, cell: Cell, argv: Sequence[str], rti: Sequence[str]) -> None:
-    """One cell. Raises RuntimeError, with eval.py's last line, when it fails."""
+    """One cell."""
     name, delay, n = cell
-    out = folder(root, cell)
-    if (out / "eval.json").exists():
-        return
     own = [f"execution.n_steps={n}", *rti] if name == "rti" else []
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "eval.py"), *argv, f"execution.name={name}", f"execution.delay={delay}", *own,
-         f"out={out}"],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"{out}: {done.stderr.strip().splitlines()[-1]}")
+    ensure_evaluation(folder(root, cell), [*argv, f"execution.name={name}", f"execution.delay={delay}", *own])
 
 
 def row(root: Path, cell: Cell) -> str:
@@ -101,16 +88,6 @@ def plot(root: Path, methods: Sequence[str], delays: Sequence[int], steps: Seque
     success.legend(loc="lower left")
     warm.legend(loc="lower right")
     figure.savefig(root / "realtime.png", dpi=110)
-
-
-def errorbars(axes: Any, found: Sequence[tuple[float, dict[str, Any]]], colour: str, label: str) -> None:
-    rates = [r["success_rate"] for _, r in found]
-    bounds = [r["success_ci95"] for _, r in found]
-    errors = [
-        [p - low for p, (low, _) in zip(rates, bounds, strict=True)],
-        [high - p for p, (_, high) in zip(rates, bounds, strict=True)],
-    ]
-    axes.errorbar([x for x, _ in found], rates, yerr=errors, fmt="o-", ms=4, capsize=2, color=colour, label=label)
 
 
 def check_same(root: Path, argv: Sequence[str]) -> None:

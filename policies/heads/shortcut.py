@@ -58,7 +58,7 @@ class ShortcutHead(Head):
         step = torch.where(twice, step, 0.0)
         z, target = torch.lerp(action, eps, t[:, None, None]), eps - action
         if twice.any():
-            target[twice] = self.two_steps(z[twice], t[twice], step[twice] / 2, prepared[twice])
+            target[twice] = self.two_steps(z[twice], t[twice], step[twice] / 2, prepared[twice]).to(target.dtype)
         return (self.network(z, torch.stack([t, step], 1), prepared) - target).square()
 
     @torch.no_grad()

@@ -68,6 +68,19 @@ def test_overfits_one_batch(store, policy_name, network):
         assert distance() < 0.5 * before
 
 
+@every_policy
+@every_network
+def test_learns_in_mixed_precision(store, policy_name, network):
+    """The same loss but for rounding, and gradients in float32."""
+    policy, batch = make(store, policy_name, network), make_batch(store, 16)
+    exact, _ = policy.loss(batch, BatchRng(5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, _ = policy.loss(batch, BatchRng(5))
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0)
+    rounded.backward()
+    assert all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None)
+
+
 def test_rows_of_a_batch_do_not_mix(state_store):
     policy = make(state_store, "flow", "unet1d").eval()
     obs, noise = make_batch(state_store, 5).obs, policy.draw_noise(5)
