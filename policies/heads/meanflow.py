@@ -92,7 +92,7 @@ class MeanFlowHead(Head):
             prepared, reference = prepared[:, :1], prepared[:, 1:]
         if self.cfg_scale == 1:
             return v, prepared
-        known = self.network(z, torch.stack([t, torch.zeros_like(t)], 1), reference)
+        known = self.network(z, torch.stack([t, torch.zeros_like(t)], 1), reference).to(v.dtype)
         return torch.lerp(known, v, self.cfg_scale), prepared
 
     @torch.no_grad()
@@ -115,9 +115,10 @@ class MeanFlowHead(Head):
     def total_derivative(self, z: Tensor, v: Tensor, t: Tensor, gap: Tensor, prepared: Tensor) -> Tensor:
         """du/dt along the path, r fixed: z moves with v, t and t - r with 1."""
         if self.derivative == "difference":
-            e = self.difference_step
-            ahead = self.network(z + e * v, torch.stack([t + e, gap + e], 1), prepared)
-            behind = self.network(z - e * v, torch.stack([t - e, gap - e], 1), prepared)
+            e, prepared = self.difference_step, prepared.to(z.dtype)
+            with torch.autocast(z.device.type, enabled=False):  # bf16 has not the digits for differences
+                ahead = self.network(z + e * v, torch.stack([t + e, gap + e], 1), prepared)
+                behind = self.network(z - e * v, torch.stack([t - e, gap - e], 1), prepared)
             return (ahead - behind) / (2 * e)
         with forward_ad.dual_level():
             times = torch.stack([t, gap], 1)

@@ -72,7 +72,20 @@ def test_overfits_one_batch(store, policy_name, network):
 @every_network
 def test_learns_in_mixed_precision(store, policy_name, network):
     """The same loss but for rounding, and gradients in float32."""
-    policy, batch = make(store, policy_name, network), make_batch(store, 16)
+    check_mixed_precision(make(store, policy_name, network), make_batch(store, 16))
+
+
+@every_policy
+@pytest.mark.parametrize(
+    "options",
+    [{"cfg_dropout": 0.3, "cfg_scale": 2.0}, {"dispersive": 0.5}, {"reconstruction": 0.1}, {"prefix": 2}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_learn_in_mixed_precision(state_store, policy_name, options):
+    check_mixed_precision(make(state_store, policy_name, **options), make_batch(state_store, 16))
+
+
+def check_mixed_precision(policy, batch):
     exact, _ = policy.loss(batch, BatchRng(5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded, _ = policy.loss(batch, BatchRng(5))

@@ -74,6 +74,25 @@ def test_jvp_is_the_derivative_along_the_path(network):
         torch.testing.assert_close(head.total_derivative(z, v, t, gap, prepared), exact, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.parametrize("derivative", ["jvp", "difference"])
+def test_derivative_survives_mixed_precision(derivative):
+    """A difference of bf16 numbers 0.01 apart would be mostly rounding."""
+    torch.manual_seed(0)
+    net = NETWORKS["mlp"][0]()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    head, rng = MeanFlowHead(net, derivative=derivative), torch.Generator().manual_seed(1)
+    z, v = torch.randn(64, 8, 3, generator=rng), torch.randn(64, 8, 3, generator=rng)
+    t = 0.3 + 0.6 * torch.rand(64, generator=rng)
+    with torch.no_grad():
+        prepared = net.prepare(torch.randn(64, 1, 5, generator=rng))
+        exact = head.total_derivative(z, v, t, t / 2, prepared)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = head.total_derivative(z, v, t, t / 2, prepared)
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
 def test_meanflow_identity_where_the_average_is_known():
     """Path z_t = t^2 w: u = (t + r) w, v = 2 t w. The identity's target, made from v and du/dt, is u itself."""
     w = torch.randn(30, 8, 3, dtype=torch.float64)
