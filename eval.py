@@ -37,6 +37,7 @@ from launch.live import on_robot
 from launch.processes import join_processes
 from launch.terminal import Bar, Interrupted, console, run_main
 from policies.checkpoint import check_contract, find_checkpoint, load_policy, read_config
+from policies.compiled import compile_policy
 from policies.export import export_onnx
 from policies.foreign.lerobot_write import write_lerobot
 from policies.inference.composed import Composed
@@ -218,6 +219,8 @@ def main(argv: list[str]) -> int:
     if "checkpoint" in compose:
         policy, more = composed(policy, compose, device, config["n_action_steps"])
         seen += more
+    if config["compile"] and config["export"] is None:
+        compile_policy(policy)
     execution = set_options(config["execution"])
     policy = build_execution(policy, execution)
     if "server" in changes:

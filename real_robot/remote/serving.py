@@ -20,6 +20,7 @@ from torch import Tensor
 from data.errors import ConfigError, ContractError
 from data.spec import FieldSpec
 from policies.checkpoint import find_checkpoint, load_policy
+from policies.compiled import compile_policy
 from policies.inference.execution import Execution, build_execution
 from policies.policy import Policy
 from real_robot.core.types import PolicyClient
@@ -217,6 +218,7 @@ def load_served(
     n_action_steps: int | None = None,
     black_box: str | None = None,
     features: Mapping[str, Any] | None = None,
+    compiled: bool = False,
     seed: int = 0,
 ) -> ServedPolicy:
     """A checkpoint's policy, ready to answer.
@@ -227,6 +229,7 @@ def load_served(
         policy: options of the head that inference may change.
         execution: see ``build_execution``; None is the policy's plain chunks.
         n_action_steps, black_box, features: see ``load_policy``.
+        compiled: see ``compile_policy``.
         seed: see ServedPolicy.
     """
     if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
@@ -241,6 +244,8 @@ def load_served(
         black_box=black_box,
         features=features,
     )
+    if compiled:
+        compile_policy(loaded)
     options = dict(execution or {"name": "sync"})
     return ServedPolicy(
         build_execution(loaded, options), checkpoint=checkpoint_hash(folder), execution=options, seed=seed

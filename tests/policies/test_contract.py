@@ -1,6 +1,5 @@
 """What every policy must hold, over all heads x networks x observations."""
 
-import jaxtyping
 import pytest
 import torch
 
@@ -93,29 +92,6 @@ def check_mixed_precision(policy, batch):
     torch.testing.assert_close(rounded.float(), exact, rtol=0.1, atol=0)
     rounded.backward()
     assert all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None)
-
-
-@pytest.fixture
-def untyped():
-    """torch.compile cannot look through jaxtyping's checks, which only tests make."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@every_policy
-def test_compiled_networks_learn_alike(state_store, policy_name, untyped):
-    policy, batch = make(state_store, policy_name), make_batch(state_store, 16)
-
-    def gradient():
-        policy.zero_grad()
-        loss, _ = policy.loss(batch, BatchRng(5))
-        loss.backward()
-        return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
-
-    plain = gradient()
-    policy.head.network.compile(backend="aot_eager")  # all of torch.compile but the machine code
-    torch.testing.assert_close(gradient(), plain)
 
 
 def test_rows_of_a_batch_do_not_mix(state_store):
