@@ -17,8 +17,9 @@ from policies.policy import Policy
 def compile_policy(policy: Policy, **options: Any) -> None:
     """Has encoders and networks of ``policy``, and of the policies it is made of, compiled at their first call.
 
-    That takes up to minutes, once in a process and shape; answers then differ by rounding. On a GPU what is launched is
-    replayed as CUDA graphs. Hooks go on working, for they are called outside.
+    That takes up to minutes, once in a process and shape; answers then differ by rounding. Hooks go on working, for they
+    are called outside. CUDA graphs (mode="reduce-overhead") belong to the thread that recorded them, so they are not the
+    default: servers warm up in one thread and answer in another.
 
     Args:
         options: of torch.compile.
@@ -26,11 +27,10 @@ def compile_policy(policy: Policy, **options: Any) -> None:
     Raises:
         ConfigError: no C++ compiler, which a CPU's code needs.
     """
-    graphs = policy.device.type == "cuda"
     compiler = os.environ.get("CXX", "g++")
-    if not graphs and "backend" not in options and shutil.which(compiler) is None:
+    if policy.device.type == "cpu" and "backend" not in options and shutil.which(compiler) is None:
         raise ConfigError(f"compile=true needs a C++ compiler, and {compiler} is not there: install one, or set CXX.")
-    options = {"dynamic": False, **({"mode": "reduce-overhead"} if graphs else {}), **options}
+    options = {"dynamic": False, **options}
     for module in policy.modules():
         part: Any = module.network if isinstance(module, Head) else module if isinstance(module, ObsEncoder) else None
         if part is not None:
