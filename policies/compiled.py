@@ -17,9 +17,9 @@ from policies.policy import Policy
 def compile_policy(policy: Policy, **options: Any) -> None:
     """Has encoders and networks of ``policy``, and of the policies it is made of, compiled at their first call.
 
-    That takes up to minutes, once in a process and shape; answers then differ by rounding. Hooks go on working, for they
-    are called outside. CUDA graphs (mode="reduce-overhead") belong to the thread that recorded them, so they are not the
-    default: servers warm up in one thread and answer in another.
+    That takes up to minutes, once in a process and shape; answers then differ by rounding. Hooks go on working: they
+    are called outside. CUDA graphs (mode="reduce-overhead") belong to the thread that recorded them, so they are not
+    the default: servers warm up in one thread and answer in another.
 
     Args:
         options: of torch.compile.
