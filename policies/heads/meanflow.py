@@ -123,7 +123,8 @@ class MeanFlowHead(Head):
         with forward_ad.dual_level():
             times = torch.stack([t, gap], 1)
             moving = (forward_ad.make_dual(z, v), forward_ad.make_dual(times, torch.ones_like(times)))
-            slope = forward_ad.unpack_dual(self.network.forward(*moving, prepared)).tangent  # compiled, it has none
+            network: Any = self.network
+            slope = forward_ad.unpack_dual(network.forward(*moving, prepared)).tangent  # called compiled, it has none
         assert slope is not None
         return slope
 
