@@ -53,13 +53,14 @@ def cell(root: Path, head: str, n: int) -> Path:
 
 def job(root: Path, head: str, episodes: int, overrides: Sequence[str]) -> None:
     """Trains a head and evaluates it."""
+    task = [] if any(o.startswith("task=") for o in overrides) else TOY
     if head in DISTILLED:
         base = root / TEACHER
-        ensure_run(base, [*TOY, *BUDGET, f"policy={TEACHER}", *overrides])
+        ensure_run(base, [*task, *BUDGET, f"policy={TEACHER}", *overrides])
         few = [o for o in BUDGET if o.startswith("eval.")]
         ensure_run(root / head, ["algo=distill", f"base={base}", f"policy={head}", *few])
     else:
-        ensure_run(root / head, [*TOY, *BUDGET, f"policy={head}", *overrides])
+        ensure_run(root / head, [*task, *BUDGET, f"policy={head}", *overrides])
     for n in EVALUATIONS[head]:
         argv = [f"checkpoint={root / head}", f"n_episodes={episodes}", "seed=20000", "n_envs=1", "n_videos=0"]
         ensure_evaluation(cell(root, head, n), [*argv, f"policy.n_inference_steps={n}"])
@@ -103,7 +104,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--root", type=Path, default=ROOT / "runs" / "heads")
     parser.add_argument("--report", action="store_true", help="print what is there and run nothing")
-    parser.add_argument("overrides", nargs="*", help="after --: options of train.py, e.g. task=metaworld task.name=...")
+    parser.add_argument(
+        "overrides", nargs="*", help="after --: options of train.py, e.g. task=metaworld task.name=... obs=state"
+    )
     args = parser.parse_args()
     root = args.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
@@ -118,14 +121,14 @@ def main() -> None:
         report()
         return
     # Students wait for their teacher; two of them must not train it at once.
-    first = [[head] for head in args.heads if head not in DISTILLED and head != TEACHER]
-    first.insert(0, [TEACHER, *(h for h in DISTILLED if h in args.heads)])
+    alone = [[head] for head in args.heads if head not in DISTILLED and head != TEACHER]
+    together = [head for head in (TEACHER, *DISTILLED) if head in args.heads]
 
     def chain(heads: Sequence[str]) -> None:
         for head in heads:
             job(root, head, args.episodes, args.overrides)
 
-    side_by_side([partial(chain, heads) for heads in first], args.jobs, report)
+    side_by_side([partial(chain, heads) for heads in [together, *alone]], args.jobs, report)
 
 
 if __name__ == "__main__":
