@@ -96,8 +96,6 @@ class PushTEnv:
     def reset(self, seed: int) -> Frame:
         """Begin the episode of ``seed``."""
         self._physics.reset(seed=seed)
-        if self._planner:
-            self._planner.reset()
         self._steps, self._succeeded = 0, False
         return self.observe()
 
@@ -143,7 +141,7 @@ class PushTEnv:
         if self._planner is None:
             self._planner = PushPlanner(physics.goal_pose, physics.success_threshold)
         pose = np.array([*physics.block.position, physics.block.angle])
-        action = self._planner.action(np.array(physics.agent.position), np.array(physics.agent.velocity), pose)
+        action = self._planner.action(np.array(physics.agent.position), pose)
         return np.clip(action, 0.0, 512.0).astype(np.float32)
 
     def close(self) -> None:

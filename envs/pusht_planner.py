@@ -1,9 +1,11 @@
-"""Pushes a T to its goal by looking ahead in a copy of the physics: PushT's demonstrations, with nothing downloaded.
+"""Pushes a T to its goal: PushT's demonstrations, with nothing downloaded.
 
-A plan is one straight push: where on the T's outline it begins, in which direction, and how far. The block has no
-momentum (it moves only while it is pushed), so what a push does depends on how far the pusher came, not on how fast.
-Every push of a fixed list is tried in the copy, the best of them are continued by a second push of the list, and the
-first push of the best pair is carried out: around the block without touching it, along the push, and back a little.
+A push is straight: where on the T's outline it begins, in which direction, how far. The block has no momentum (it moves
+only while it is pushed), so what a push does is the same wherever the T lies: the physics is asked once, for every push
+of a list, and from then on pushes are put together by turning and shifting. At every step the planner weighs all of
+them, each alone and each followed by any other, against what is left of the error and the way that the pusher has to
+go, around the block to where the push begins. It keeps no plan: what it does is a function of where pusher and block
+are, which is what makes it fit to be imitated.
 """
 
 # An extra, which a type checker may not find.
@@ -11,227 +13,197 @@ first push of the best pair is carried out: around the block without touching it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
 from gym_pusht.envs.pusht import PushTEnv as Physics
-from shapely.geometry import LineString, Point, Polygon
+from scipy.sparse.csgraph import shortest_path
+from shapely.geometry import Point, Polygon
 
 # The T in its own frame, pixels of the 512 x 512 world; the pusher is a disc.
 OUTLINE = np.array([(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], float)
+CENTRE = OUTLINE.mean(0)
+SPREAD = float(((OUTLINE - CENTRE) ** 2).sum(-1).mean())
 RADIUS, ROOM = 15.0, (21.0, 490.0)
-MARGIN = 6.0  # pixels between pusher and block before a push
-SPACING, SLANTS = 15.0, (-0.45, 0.0, 0.45)  # of the pushes tried: pixels along the outline, radians from its normal
-SECOND = (0.0,)  # slants of the pushes that continue them
-REACH, STRIDE = 110.0, 1.2  # pixels: the longest push, and the pusher's way in one step of the physics
-BEAM, TRIALS = 8, 5  # first pushes that are continued, and of those, carried out in the copy
-SPEED = 14.0  # pixels per action while pushing
-TRAVEL_SPEEDS = (26.0, 14.0, 8.0)  # and on the way, the first that does not touch the block
-TRAVEL_COST = 0.006  # pixels of error that a pixel of way is worth
-CLOSE = 8.0  # pixels of mean error from which on coverage itself is looked at
+
+MARGIN = 5.0  # pixels between pusher and block before a push
+SPACING, SLANTS = 10.0, (-0.5, 0.0, 0.5)  # of the pushes: pixels along the outline, radians from its normal
+REACH, STRIDE = 132.0, 1.2  # pixels: the longest push, and the pusher's way in one step of the physics
+EVERY = 11  # of so many lengths of a push one is continued by another push
+WAY, HOP = 0.045, 60.0  # pixels of error that a pixel of way is worth; pixels of way between two pushes
+STEEP, NEAR = 3.0, 3.0  # the last few pixels of error count that much more: without them nothing is done
+PUSH_LEAD, LEAD, TURN = 30.0, 45.0, 20.0  # pixels that the target is ahead: pushing, on the way, past a corner
 
 
-class Push(NamedTuple):
-    """A straight push in the world: the pusher's first and last position and the block's pose after it."""
+class _Routes(NamedTuple):
+    """Ways of the pusher to where pushes begin, in the T's frame."""
 
-    start: np.ndarray
-    end: np.ndarray
-    pose: np.ndarray
-    error: float
-
-
-class _Copy(Physics):
-    """The same physics, without observations and without counting contacts, which takes most of the time."""
-
-    def _setup(self) -> None:
-        super()._setup()
-        for shape in self.space.shapes:
-            shape.collision_type = 1
-
-    def _get_coverage(self) -> float:
-        return 0.0
-
-    def get_obs(self) -> None:
-        return None
-
-    def put(self, agent: np.ndarray, velocity: np.ndarray, pose: np.ndarray) -> None:
-        self.agent.position, self.agent.velocity = tuple(map(float, agent)), tuple(map(float, velocity))
-        self.block.angle = float(pose[2])  # first: it turns about the centre of mass
-        self.block.position = tuple(map(float, pose[:2]))
-        self.block.velocity, self.block.angular_velocity = (0.0, 0.0), 0.0
-        self.space.reindex_shapes_for_body(self.agent)
-        self.space.reindex_shapes_for_body(self.block)
-
-    @property
-    def pose(self) -> tuple[float, float, float]:
-        x, y = self.block.position
-        return x, y, self.block.angle
+    length: np.ndarray  # (n_pushes,), inf where there is none
+    direct: np.ndarray  # (n_pushes,) whether it is a straight line
+    last: np.ndarray  # (n_pushes,) else the last corner on it
+    before: np.ndarray  # (n_corners + 1,) the corner before each; the last one is the pusher
+    away: np.ndarray | None  # where it leaves the block first, if it touches it
 
 
 def outline(pose: np.ndarray) -> np.ndarray:
     """(..., 8, 2) corners of the T at pose (..., 3): x, y, angle."""
-    c, s = np.cos(pose[..., 2, None]), np.sin(pose[..., 2, None])
-    x, y = OUTLINE[:, 0], OUTLINE[:, 1]
-    return np.stack([c * x - s * y + pose[..., 0, None], s * x + c * y + pose[..., 1, None]], -1)
+    return _turn(pose[..., 2, None], OUTLINE) + pose[..., None, :2]
 
 
 class PushPlanner:
-    """Actions for one episode; the same states asked for in the same order give the same actions."""
+    """Actions: where the pusher should go next, a function of where pusher and block are."""
 
     def __init__(self, goal: np.ndarray, threshold: float = 0.95):
         """For the goal pose (3,), until that share of it is covered."""
-        self._goal, self._threshold = outline(goal), threshold
-        self._goal_shape = Polygon(self._goal)
-        self._goal_area = self._goal_shape.area
-        self._starts, self._normals = _contour()
-        self._copy = _Copy()
-        self.reset()
+        self._goal, self._threshold = goal, threshold
+        self._goal_shape, self._goal_centre = Polygon(outline(goal)), outline(goal).mean(0)
+        self._starts, self._headings, self._effects = _pushes()
+        self._lengths = STRIDE * np.arange(1, self._effects.shape[1] + 1)
+        self._moves = np.abs(self._effects[..., :2]).sum(-1) + 60.0 * np.abs(self._effects[..., 2]) > 0.7
+        straight, every = slice(1, None, len(SLANTS)), slice(EVERY - 1, None, EVERY)
+        self._second = self._effects[straight, every].reshape(-1, 3)
+        self._second_way = WAY * np.tile(self._lengths[every], len(self._effects[straight])).astype(np.float32)
+        self._map()
 
-    def reset(self) -> None:
-        """A new episode."""
-        self._plan: list[np.ndarray] = []
-        self._expected: np.ndarray | None = None
-        self._copy._setup()
-
-    def action(self, agent: np.ndarray, velocity: np.ndarray, pose: np.ndarray) -> np.ndarray:
-        """(2,) where the pusher should go next; plans when the last plan is carried out or did not work out."""
-        now = np.concatenate([agent, pose])
-        surprised = self._expected is not None and np.abs(now - self._expected)[:4].max() > 3.0
+    def action(self, agent: np.ndarray, pose: np.ndarray) -> np.ndarray:
+        """(2,) the pusher's next target, for its position (2,) and the block's pose (3,)."""
         if self.coverage(pose) > self._threshold:
-            self._plan, self._expected = [], None
             return self._leave(agent, pose)
-        if not self._plan or surprised:
-            self._copy._setup()
-            self._plan = self._make_plan(agent, velocity, pose)
-            self._states = self._follow(agent, velocity, pose, self._plan)
-        action = self._plan.pop(0)
-        self._expected = self._states.pop(0)
-        return action
+        here = _turn(-pose[2], agent - pose[:2])
+        corners, starts = (_turn(pose[2], p) + pose[:2] for p in (self._corners, self._starts))
+        routes = self._routes(here, _in_room(corners))
+        since = here - self._starts
+        along = (since * self._headings).sum(-1)
+        beside = np.abs(since[:, 0] * self._headings[:, 1] - since[:, 1] * self._headings[:, 0])
+        begun = (beside < 4.0) & (along > -MARGIN) & (along < MARGIN + 4.0)
+        way = np.where(begun, np.minimum(routes.length, beside), routes.length)
+        push, length = self._choose(pose, np.where(_in_room(starts), way, np.inf), starts)
+        if begun[push]:
+            heading = _turn(pose[2], self._headings[push])
+            return agent + heading * min(PUSH_LEAD, 2.5 * (length - along[push]) + 2.0)
+        return _turn(pose[2], self._ahead(here, routes, push)) + pose[:2]
 
-    def coverage(self, pose: np.ndarray) -> Any:
-        """(...,) share of the goal that the T covers at pose (..., 3)."""
-        return shapely.area(shapely.intersection(self._goal_shape, shapely.polygons(outline(pose)))) / self._goal_area
-
-    def error(self, pose: np.ndarray) -> Any:
-        """(...,) mean distance of the corners from theirs in the goal, pixels."""
-        return np.linalg.norm(outline(pose) - self._goal, axis=-1).mean(-1)
+    def coverage(self, pose: np.ndarray) -> float:
+        """The share of the goal that the T covers at pose (3,)."""
+        return self._goal_shape.intersection(Polygon(outline(pose))).area / self._goal_shape.area
 
     # ------------------------------------------------------------------ which push
 
-    def _make_plan(self, agent: np.ndarray, velocity: np.ndarray, pose: np.ndarray) -> list[np.ndarray]:
-        ranked: list[tuple[float, Push]] = []
-        for i, push in enumerate(sorted(self._pushes(pose, SLANTS), key=lambda p: p.error)):
-            value = push.error
-            if i < BEAM:
-                second = min((p.error for p in self._pushes(push.pose, SECOND)), default=push.error)
-                value = min(value, 0.3 * push.error + 0.7 * second + 1.0)
-            ranked.append((value + TRAVEL_COST * float(np.linalg.norm(agent - push.start)), push))
-        ranked.sort(key=lambda item: item[0])
-        best: tuple[float, list[np.ndarray]] | None = None
-        tried = 0
-        for value, push in ranked:
-            if tried == TRIALS:
-                break
-            way = self._way(agent, velocity, pose, push.start)
-            if way is None:
-                continue
-            tried += 1
-            actions = way + self._stroke(push)
-            after = self._follow(agent, velocity, pose, actions)[-1][2:]
-            value += float(self.error(after)) - push.error + 0.02 * len(actions)
-            if self.coverage(after) > self._threshold:
-                value -= 100.0
-            if best is None or value < best[0]:
-                best = value, actions
-        return best[1] if best else [self._leave(agent, pose)] * 3
+    def _choose(self, pose: np.ndarray, way: np.ndarray, starts: np.ndarray) -> tuple[int, float]:
+        """A push and its length, for the way (n_pushes,) to where each begins."""
+        after = _continued(pose, self._effects)
+        ends = starts[:, None] + _turn(pose[2], self._headings)[:, None] * self._lengths[:, None]
+        cost = np.where(self._moves & _in_room(ends), WAY * (way[:, None] + self._lengths), np.inf)
+        one = cost + self._error(after)
+        some = slice(EVERY - 1, None, EVERY)
+        two = np.full(cost[:, some].shape, np.inf)
+        open_ = np.isfinite(cost[:, some])
+        left = self._error_after_second(after[:, some][open_]) + self._second_way
+        two[open_] = cost[:, some][open_] + left.min(-1) + WAY * HOP
+        if one.min() <= two.min():
+            push, length = np.unravel_index(one.argmin(), one.shape)
+            return int(push), float(self._lengths[length])
+        push, length = np.unravel_index(two.argmin(), two.shape)
+        return int(push), float(self._lengths[some][length])
 
-    def _pushes(self, pose: np.ndarray, slants: Sequence[float]) -> list[Push]:
-        """Each push of the list from ``pose``, as far as it is good."""
-        c, s = np.cos(pose[2]), np.sin(pose[2])
-        turn = np.array([[c, -s], [s, c]])
-        found = []
-        for point, normal in zip(self._starts @ turn.T + pose[:2], self._normals @ turn.T, strict=True):
-            start = point + (RADIUS + MARGIN) * normal
-            if (start < ROOM[0]).any() or (start > ROOM[1]).any():
-                continue
-            for slant in slants:
-                c, s = np.cos(slant), np.sin(slant)
-                heading = -np.array([c * normal[0] - s * normal[1], s * normal[0] + c * normal[1]])
-                begin = point - (RADIUS + MARGIN) * heading if slant else start
-                poses = self._slide(begin, heading, pose)
-                error = self.error(poses)
-                best = int(error.argmin())
-                if error[best] < CLOSE:  # within a few pixels the corners' distance is not the last word
-                    near = np.flatnonzero(error < error[best] + 1.5)
-                    best = int(near[self.coverage(poses[near]).argmax()])
-                if best > 0:
-                    end = begin + heading * STRIDE * (best + 1)
-                    if (end >= ROOM[0]).all() and (end <= ROOM[1]).all():
-                        found.append(Push(begin, end, poses[best], float(error[best])))
-        return found
+    def _error(self, pose: np.ndarray) -> np.ndarray:
+        """(...,) root mean square distance of the corners from theirs in the goal, in pixels, the last ones dearer."""
+        away = _turn(pose[..., 2], CENTRE) + pose[..., :2] - self._goal_centre
+        return _dear((away**2).sum(-1) + 2.0 * SPREAD * (1.0 - np.cos(pose[..., 2] - self._goal[2])))
 
-    def _slide(self, start: np.ndarray, heading: np.ndarray, pose: np.ndarray) -> np.ndarray:
-        """(n, 3) the block's pose while the pusher advances by STRIDE; ends where it has long been getting worse."""
-        copy = self._copy
-        copy.put(start, heading * STRIDE / copy.dt, pose)
-        poses, least = [], np.inf
-        for i in range(int(REACH / STRIDE)):
-            copy.space.step(copy.dt)
-            poses.append(copy.pose)
-            if i % 20 == 19:
-                error = float(self.error(np.array(poses[-1])))
-                if error > least + 12.0:
-                    break
-                least = min(least, error)
-        return np.array(poses)
+    def _error_after_second(self, pose: np.ndarray) -> np.ndarray:
+        """(n, n_second) the same, when each of poses (n, 3) is followed by each second push: one matrix product."""
+        by, turned = self._second, pose[:, 2] - self._goal[2]
+        centre = _turn(by[:, 2], CENTRE) + by[:, :2]
+        away = pose[:, :2] - self._goal_centre
+        back = 2.0 * _turn(-pose[:, 2], away)
+        one, c, s = np.ones(len(pose)), 2.0 * SPREAD * np.cos(turned), 2.0 * SPREAD * np.sin(turned)
+        left = np.stack([(away**2).sum(-1) + 2.0 * SPREAD, one, back[:, 0], back[:, 1], -c, s], 1)
+        right = np.stack(
+            [np.ones(len(by)), (centre**2).sum(-1), centre[:, 0], centre[:, 1], np.cos(by[:, 2]), np.sin(by[:, 2])]
+        )
+        return _dear((left @ right).astype(np.float32))
 
-    # ------------------------------------------------------------------ how it is carried out
+    # ------------------------------------------------------------------ the way there
 
-    def _stroke(self, push: Push) -> list[np.ndarray]:
-        """Targets along the push, until the pusher has come to rest at its end, and back from it."""
-        way = push.end - push.start
-        length = float(np.linalg.norm(way))
-        n = max(1, int(np.ceil(length / SPEED)))
-        targets = [push.start + way * min(1.0, (k + 1) * SPEED / length) for k in range(n)]
-        back = push.end - way / length * 8.0
-        return [*targets, *[push.end] * 4, back]
+    def _map(self) -> None:
+        """Corners for ways around the block, and how far they and the beginnings of pushes are from one another."""
+        block = Polygon(OUTLINE)
+        self._wall = block.buffer(RADIUS + 2.0, join_style="mitre")
+        shapely.prepare(self._wall)
+        self._edge = block.buffer(RADIUS + MARGIN - 0.5, join_style="mitre").exterior
+        round_it = (block.buffer(RADIUS + 9.0, join_style="mitre"), block.buffer(RADIUS + 4.0, quad_segs=2))
+        self._corners = np.concatenate([np.array(shape.exterior.coords[:-1]) for shape in round_it])
+        self._between = self._straight(self._corners[:, None], self._corners[None])
+        self._to_starts = self._straight(self._starts[:, None], self._corners[None])
 
-    def _way(
-        self, agent: np.ndarray, velocity: np.ndarray, pose: np.ndarray, to: np.ndarray
-    ) -> list[np.ndarray] | None:
-        """Targets from here to where a push begins, past the block without moving it."""
-        corners = _path(agent, to, Polygon(outline(pose)))
-        if corners is None:
-            return None
-        line = LineString(corners)
-        for speed in TRAVEL_SPEEDS:
-            n = max(1, int(np.ceil(line.length / speed)))
-            targets = [np.array(line.interpolate(min(line.length, (k + 1) * speed)).coords[0]) for k in range(n)]
-            targets += [to] * 4
-            after = self._follow(agent, velocity, pose, targets)[-1][2:]
-            if np.abs(after - pose)[:2].max() < 0.3 and abs(after[2] - pose[2]) < 0.005:
-                return targets
-        return None
+    def _straight(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """(...) distance of points (..., 2) where nothing is between them, else inf."""
+        a, b = np.broadcast_arrays(a, b)
+        blocked = shapely.crosses(self._wall, shapely.linestrings(np.stack([a, b], -2)))
+        return np.where(blocked, np.inf, np.linalg.norm(a - b, axis=-1))
 
-    def _follow(
-        self, agent: np.ndarray, velocity: np.ndarray, pose: np.ndarray, actions: list[np.ndarray]
-    ) -> list[np.ndarray]:
-        """(5,) pusher and block after each action, in the copy."""
-        self._copy.put(agent, velocity, pose)
-        states = []
-        for action in actions:
-            self._copy.step(action)
-            states.append(np.array([*self._copy.agent.position, *self._copy.pose]))
-        return states
+    def _routes(self, here: np.ndarray, open_: np.ndarray) -> _Routes:
+        """The shortest ways from ``here`` (2,) past the corners that are ``open_`` (n_corners,)."""
+        n, away, first = len(self._corners), None, 0.0
+        if self._wall.contains(Point(here)):
+            away = np.array(self._edge.interpolate(self._edge.project(Point(here))).coords[0])
+            here, first = away, float(np.linalg.norm(away - here))
+        graph = np.zeros((n + 1, n + 1))  # 0: no edge
+        graph[:n, :n] = np.where(open_[:, None] & open_, self._between, 0.0)
+        graph[n, :n] = np.where(open_, self._straight(here, self._corners), 0.0)
+        graph[np.isinf(graph)] = 0.0
+        distance, before = shortest_path(graph, indices=n, return_predecessors=True)
+        past = distance[:n] + self._to_starts
+        last = past.argmin(1)
+        past, straight = past[np.arange(len(past)), last], self._straight(here, self._starts)
+        return _Routes(np.minimum(straight, past) + first, straight <= past, last, before, away)
+
+    def _ahead(self, here: np.ndarray, routes: _Routes, push: int) -> np.ndarray:
+        """(2,) the point to head for on the way to where a push begins."""
+        points = [self._starts[push]]
+        corner = -1 if routes.direct[push] else int(routes.last[push])
+        while 0 <= corner < len(self._corners):
+            points.append(self._corners[corner])
+            corner = int(routes.before[corner])
+        if routes.away is not None:
+            points.append(routes.away)
+        lead = LEAD
+        for point in reversed(points):
+            leg = float(np.linalg.norm(point - here))
+            if leg >= lead:
+                return here + (point - here) * lead / leg
+            here, lead = point, min(lead - leg, TURN)
+        return here
 
     def _leave(self, agent: np.ndarray, pose: np.ndarray) -> np.ndarray:
         """Away from the block."""
         outside = agent - np.array(shapely.shortest_line(Point(agent), Polygon(outline(pose))).coords[-1])
         distance = float(np.linalg.norm(outside))
-        step = outside / max(distance, 1e-6) * max(0.0, RADIUS + 2 * MARGIN - distance)
+        step = outside / max(distance, 1e-6) * max(0.0, RADIUS + 12.0 - distance)
         return np.clip(agent + step, *ROOM)
+
+
+def _turn(angle: Any, points: np.ndarray) -> np.ndarray:
+    """Points (..., 2) turned by angles (...)."""
+    c, s = np.cos(angle), np.sin(angle)
+    x, y = points[..., 0], points[..., 1]
+    return np.stack([c * x - s * y, s * x + c * y], -1)
+
+
+def _continued(pose: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """Poses (..., 3) after motions (..., 3) that are given in their frames."""
+    return np.concatenate([_turn(pose[..., 2], by[..., :2]) + pose[..., :2], by[..., 2:] + pose[..., 2, None]], -1)
+
+
+def _dear(squared: np.ndarray) -> np.ndarray:
+    error = np.sqrt(np.maximum(squared, 0.0))
+    return error + STEEP * np.minimum(error, NEAR)
+
+
+def _in_room(points: np.ndarray) -> np.ndarray:
+    return np.asarray(((points > ROOM[0]) & (points < ROOM[1])).all(-1))
 
 
 def _contour() -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +213,7 @@ def _contour() -> tuple[np.ndarray, np.ndarray]:
     for a, b in zip(OUTLINE, np.roll(OUTLINE, -1, axis=0), strict=True):
         length = float(np.linalg.norm(b - a))
         normal = np.array([b[1] - a[1], a[0] - b[0]]) / length
-        for u in np.linspace(5.0, length - 5.0, max(2, round(length / SPACING))):
+        for u in np.linspace(4.0, length - 4.0, max(2, round(length / SPACING))):
             point = a + (b - a) * u / length
             if shape.distance(Point(point + (RADIUS + 0.1) * normal)) > RADIUS - 0.1:
                 points.append(point)
@@ -249,33 +221,31 @@ def _contour() -> tuple[np.ndarray, np.ndarray]:
     return np.array(points), np.array(normals)
 
 
-def _path(start: np.ndarray, to: np.ndarray, block: Polygon) -> list[np.ndarray] | None:
-    """Corners of a short way for the pusher's centre around ``block`` inside the room, or None."""
-    wall = block.buffer(RADIUS + 2.0, join_style="mitre")
-    nodes = [start]
-    if wall.contains(Point(start)):  # still close after a push: step away first
-        edge = block.buffer(RADIUS + MARGIN - 0.5, join_style="mitre").exterior
-        nodes = [np.array(edge.interpolate(edge.project(Point(start))).coords[0])]
-    round_it = (block.buffer(RADIUS + 9.0, join_style="mitre"), block.buffer(RADIUS + 4.0, quad_segs=2))
-    detour = np.concatenate([np.array(shape.exterior.coords[:-1]) for shape in round_it])
-    detour = detour[((detour >= ROOM[0]) & (detour <= ROOM[1])).all(1)]
-    nodes += [*detour, to]
-    n = len(nodes)
-    distance, before, open_ = np.full(n, np.inf), [-1] * n, set(range(n))
-    distance[0] = 0.0
-    while open_:  # Dijkstra
-        i = min(open_, key=lambda k: distance[k])
-        open_.remove(i)
-        if not np.isfinite(distance[i]) or i == n - 1:
-            break
-        for j in open_:
-            length = float(np.linalg.norm(nodes[i] - nodes[j]))
-            if distance[i] + length < distance[j] and not wall.crosses(LineString([nodes[i], nodes[j]])):
-                distance[j], before[j] = distance[i] + length, i
-    if not np.isfinite(distance[n - 1]):
-        return None
-    path, i = [], n - 1
-    while i >= 0:
-        path.append(nodes[i])
-        i = before[i]
-    return [start, *path[::-1]]
+def _pushes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every push, in the T's frame: the pusher's first position (n, 2), its heading (n, 2), the block's pose after
+    each step of the physics (n, n_steps, 3)."""
+    physics = Physics()
+    physics._setup()
+    for shape in physics.space.shapes:  # contacts are not counted here, which would take most of the time
+        shape.collision_type = 1
+    middle = np.array([256.0, 256.0])
+    starts, headings, effects = [], [], []
+    for point, normal in zip(*_contour(), strict=True):
+        for slant in SLANTS:
+            heading = -_turn(np.array(slant), normal)
+            start = point + RADIUS * normal - MARGIN * heading
+            physics.agent.position = tuple(start + middle)
+            physics.agent.velocity = tuple(heading * STRIDE / physics.dt)
+            physics.block.angle = 0.0  # first: it turns about the centre of mass
+            physics.block.position = tuple(middle)
+            physics.block.velocity, physics.block.angular_velocity = (0.0, 0.0), 0.0
+            for body in (physics.agent, physics.block):
+                physics.space.reindex_shapes_for_body(body)
+            poses = []
+            for _ in range(int(REACH / STRIDE)):
+                physics.space.step(physics.dt)
+                poses.append((*(np.array(physics.block.position) - middle), physics.block.angle))
+            starts.append(start)
+            headings.append(heading)
+            effects.append(poses)
+    return np.array(starts), np.array(headings), np.array(effects)

@@ -10,7 +10,7 @@ pytest.importorskip("gym_pusht", reason="pip install 'deft[pusht]'")
 from data.errors import ConfigError
 from envs.collect import collect_demos, demo_seed, replay
 from envs.make import make_env
-from envs.pusht_planner import outline
+from envs.pusht_planner import PushPlanner, _continued, outline
 from tests.envs.env_contract import EnvContract
 
 PUSHT = {"suite": "pusht", "obs": ["state", "agent_pos", "keypoints"]}
@@ -63,6 +63,49 @@ def test_the_planners_t_is_the_physics_t():
     for point in points:  # the rectangles' corners lie on the outline or in the middle of its edges
         distance = [np.linalg.norm(point - corner) for corner in corners]
         assert min(distance) < 1e-4
+
+
+GOAL = np.array([256.0, 256.0, np.pi / 4])
+
+
+def test_a_push_does_the_same_wherever_the_t_lies():
+    from gym_pusht.envs.pusht import PushTEnv as Physics
+
+    planner, rng = PushPlanner(GOAL), np.random.default_rng(0)
+    for push in range(0, len(planner._starts), 17):
+        pose = np.array([*rng.uniform(200, 300, 2), rng.uniform(-3, 3)])
+        c, s = np.cos(pose[2]), np.sin(pose[2])
+        turn = np.array([[c, -s], [s, c]])
+        physics = Physics()
+        physics.reset(seed=0)
+        physics.agent.position = tuple(turn @ planner._starts[push] + pose[:2])
+        physics.agent.velocity = tuple(turn @ planner._headings[push] * 120.0)  # pixels a second, 1.2 in a step
+        physics.block.angle = pose[2]
+        physics.block.position = tuple(pose[:2])
+        physics.block.velocity, physics.block.angular_velocity = (0.0, 0.0), 0.0
+        for body in (physics.agent, physics.block):
+            physics.space.reindex_shapes_for_body(body)
+        for _ in range(60):
+            physics.space.step(physics.dt)
+        want = _continued(pose, planner._effects[push, 59])
+        np.testing.assert_allclose([*physics.block.position, physics.block.angle], want, atol=0.05)
+
+
+def test_error_after_two_pushes_by_brute_force():
+    planner = PushPlanner(GOAL)
+    poses = np.random.default_rng(1).uniform((100, 100, -3), (400, 400, 3), (5, 3))
+    after = _continued(poses[:, None], np.broadcast_to(planner._second, (5, *planner._second.shape)))
+    distance = np.sqrt(((outline(after) - outline(GOAL)) ** 2).sum(-1).mean(-1))
+    want = distance + 3.0 * np.minimum(distance, 3.0)
+    np.testing.assert_allclose(planner._error(after), want, rtol=1e-6)
+    np.testing.assert_allclose(planner._error_after_second(poses), want, rtol=1e-3)
+
+
+def test_the_planner_keeps_no_plan():
+    used, rng = PushPlanner(GOAL), np.random.default_rng(2)
+    for _ in range(5):
+        agent, pose = rng.uniform(30, 480, 2), np.array([*rng.uniform(150, 350, 2), rng.uniform(-3, 3)])
+        np.testing.assert_array_equal(used.action(agent, pose), PushPlanner(GOAL).action(agent, pose))
 
 
 def test_demonstrations_replay_and_do_not_depend_on_workers(tmp_path):
