@@ -3,7 +3,8 @@
 {"ask": "attach", "learner", "run", "received"}     -> {"known": whether this run's actor is here, with what follows}
 {"ask": "part", ..., "file", "at", "data"}          -> {"size": bytes of that file of its checkpoint that are here}
 {"ask": "begin", ..., "received", "episode", "seed", "stream", "gamma", "task", "explorer"}   -> {}: it is made
-{"ask": "collect", ..., "received", "saved", "wait", "weights"}     -> {"first": number, "decisions": [...], "failed"}
+{"ask": "collect", ..., "received", "saved", "wait", "weights"}     -> {"first": number, "decisions": [...], "failed",
+                                                        "waiting": for what, before an episode can begin}
 {"ask": "rest", ...}                                -> {}: it begins no other episode until the next "collect"
 collect, where there is no such actor               -> {"unknown": true}: attach, and hand it over again
 begin, where it cannot be                           -> {"error": why}
@@ -148,7 +149,8 @@ class ServedActor:
         given = request.get("weights")
         actor.wanted(None if given is None else {part: tensors(x) for part, x in given.items()})
         first, decisions = actor.fetch(received, saved, min(float(request["wait"]), MAX_WAIT))
-        return {"first": first, "decisions": decisions, "failed": "" if decisions else actor.failed}
+        failed = "" if decisions else actor.failed
+        return {"first": first, "decisions": decisions, "failed": failed, "waiting": actor.waiting}
 
     def _rest(self, request: Mapping[str, Any], run: str) -> dict[str, Any]:
         if (actor := self._of(run)) is not None:

@@ -99,11 +99,16 @@ class Actor:
         """Begins to explore in ``env``, which is its own from now on."""
         frames = {key: (self.explorer.policy.n_obs_steps, *f.shape) for key, f in env.spec.obs.items()}
         now, after = ({k: np.zeros(s, env.spec.obs[k].dtype) for k, s in frames.items()} for _ in range(2))
-        self._now, self._after = now, after
+        self._now, self._after, self._env = now, after, env
         self._slot = Slot(env, self.explorer.policy.n_obs_steps, now, after, self.gamma)
         self._thread.start()
 
     # ------------------------------------------------------------------ what the server's thread calls
+
+    @property
+    def waiting(self) -> str:
+        """What the robot waits for before an episode can begin; "" if for nothing."""
+        return self._env.waiting
 
     def wanted(self, weights: Mapping[str, Mapping[str, Tensor]] | None) -> None:
         """The learner is there, and wants decisions; ``weights`` if they have changed."""

@@ -18,17 +18,39 @@ import numpy as np
 from data.errors import ConfigError, ContractError
 from data.spec import FieldSpec, TaskSpec
 from envs.base import Frame, StepResult, check_action
+from launch.terminal import console
 from real_robot.core.actions import ActionSpace
 from real_robot.core.types import DeviceError
 from real_robot.recorder.pictures import fit
 from real_robot.remote.client import API_KEY, Remote
 
 LEARNER = "DEFT_LEARNER"  # all processes of a learner share this name; the first one gives it
+LONG = 5.0  # s that a robot waits before the learner says so
 
 
 def learner_name() -> str:
     """By which a robot knows all processes of this learner."""
     return os.environ.setdefault(LEARNER, f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+
+
+class Waits:
+    """Says once, at the learner's terminal, what a robot waits for, if that takes long.
+
+    Args:
+        address: of the robot.
+    """
+
+    def __init__(self, address: str):
+        self._address, self._why, self._since, self._said = address, "", 0.0, False
+
+    def for_(self, why: str) -> None:
+        """It still waits for ``why``; "": for nothing."""
+        now = time.monotonic()
+        if why != self._why:
+            self._why, self._since, self._said = why, now, False
+        if why and not self._said and now - self._since >= LONG:
+            self._said = True
+            console.print(f"the robot {self._address} waits: {why}")
 
 
 class RemoteRobot(Remote):
@@ -52,6 +74,9 @@ class LiveEnv:
             as long as they like.
         remote: what is asked instead of a server: the robot of this process (real_robot.live.actor).
 
+    Attributes:
+        waiting: what the robot waits for before the episode can begin; "" if for nothing.
+
     Raises:
         ConfigError: no robot there, or not ours.
         ContractError: the data are of another robot.
@@ -71,7 +96,8 @@ class LiveEnv:
         patience_s: float = 60.0,
         remote: Any = None,
     ):
-        self._learner = learner_name()
+        self._learner, self.waiting = learner_name(), ""
+        self._waits = Waits(server) if remote is None else None  # at the robot its own terminal says so
         self._length, self._patience = episode_length, patience_s
         space = ActionSpace.from_dict(actions)
         self._opening = {"ask": "open", "obs": list(obs), "rule": dict(rule), "actions": dict(actions)}
@@ -137,6 +163,9 @@ class LiveEnv:
                 self._opened = False
                 time.sleep(0.5)
                 continue
+            self.waiting = str(answer.get("waiting", ""))
+            if self._waits is not None:
+                self._waits.for_(self.waiting)
             if "frame" in answer:
                 self._frame = answer["frame"]
                 return self._frame

@@ -28,7 +28,7 @@ from envs.base import ChunkStep
 from policies.checkpoint import save_policy
 from real_robot.core.types import DeviceError
 from real_robot.live.acting import FILES, OF_TASK
-from real_robot.live.env import RemoteRobot, learner_name
+from real_robot.live.env import RemoteRobot, Waits, learner_name
 from real_robot.live.wire import arrays, decision_of, same, size
 from real_robot.remote.client import API_KEY
 
@@ -78,6 +78,7 @@ class RemoteActor:
         if "joints" not in self._remote.metadata:
             self._remote.close()
             raise ConfigError(f"{env_args['server']} serves no robot; `python -m real_robot.live` does.")
+        self._waits = Waits(self._remote.address)
         self._run = uuid.uuid4().hex
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="robot")
         self._under_way: Future[dict[str, Any] | None] | None = None
@@ -164,6 +165,7 @@ class RemoteActor:
         answer, self._under_way = self._under_way.result(), None
         if answer is not None and "first" in answer:
             self._heard = time.monotonic()
+            self._waits.for_(answer["waiting"])
             self._take(answer)
         elif answer is not None and "unknown" in answer:  # the robot's process is a new one
             self._lost = True

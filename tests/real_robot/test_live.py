@@ -147,7 +147,8 @@ def test_a_reward_function(table):
 
 
 @pytest.mark.parametrize("table", [{"simulated": False}], indirect=True)
-def test_a_person_enables_the_robot_and_begins_the_episode(table):
+def test_a_person_enables_the_robot_and_begins_the_episode(table, monkeypatch, capsys):
+    monkeypatch.setattr("real_robot.live.env.LONG", 0.0)
     env = make_env(table.args())
     assert isinstance(env, RealTimeEnv)
     waits = []
@@ -165,6 +166,8 @@ def test_a_person_enables_the_robot_and_begins_the_episode(table):
     told = [event(row)[1] for row in table.lab.session.attach("event.live").since(0)[0]]
     assert ["ENABLE" in told[0], "START" in told[1]] == [True, True]  # once each, at the robot's terminal and page
     assert len(told) == 2
+    terminal = capsys.readouterr().err  # the learner's
+    assert [terminal.count("to press ENABLE"), terminal.count("press START")] == [1, 1]
     env.close()
 
 

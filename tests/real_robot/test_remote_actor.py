@@ -281,8 +281,9 @@ def test_an_evaluation_takes_the_robot_and_gives_it_back(table, base_of):
 
 
 @pytest.mark.parametrize("table", [{"simulated": False}], indirect=True)
-def test_an_actor_that_waits_for_a_person_lets_go(table, base_of):
+def test_an_actor_that_waits_for_a_person_lets_go(table, base_of, monkeypatch, capsys):
     """And begins anew when it is wanted again, although another episode has been in between."""
+    monkeypatch.setattr("real_robot.live.env.LONG", 0.0)
     learner = learner_of(base_of(table))
     acting = remote_of(learner, table)
     table.press(Button.ENABLE, 0.5)
@@ -301,6 +302,7 @@ def test_an_actor_that_waits_for_a_person_lets_go(table, base_of):
     table.press(Button.START, 12.0)
     run(acting, learner, 2)
     assert (learner.core.env_steps, acting._episodes) == (2 * HOLD, 1)
+    assert f"the robot {acting._remote.address} waits: a person has to" in capsys.readouterr().err  # the learner's
     acting.close()
 
 
