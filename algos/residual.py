@@ -4,14 +4,15 @@ a = a_base + scale * pi(s, a_base), corrected at every control step; the base is
 critics (eq. 3-4 of the paper, REDQ's subset minimum):
 
     y = sum_{i<n} gamma^i r_i + gamma^n min_{m of E} Q'(s', a')      L_Q = sum_e (Q_e(s, a) - y)^2
-    L_pi = -mean_e Q_e(s, a_base + scale * pi(s, a_base))
+    L_pi = -mean_e Q_e(s, a_base + scale * pi(s, a_base)) + prior * mean pi(s, a_base)^2
 
 What is ours: critics judge Q(s, a_base, a - a_base), see ``judged``; corrections may be held over several steps,
-because at a high control rate one step's correction changes too little to be told from noise; a' is the better of the
-base's and the corrected next action (as in IBRL, Hu et al. 2023); training episodes find out how much of its noise the
-base had better be given (algos.temperature); towards the end the learning rates fall to nothing, for an actor that goes
-on learning wanders by several points; the policy handed out is the actor's moving average, and the base until training
-episodes show that the corrections help (algos.trust).
+because at a high control rate one step's correction changes too little to be told from noise; corrections cost
+something (``prior``), for young critics see a small gain in every direction and would have the actor go there; a' is
+the better of the base's and the corrected next action (as in IBRL, Hu et al. 2023); training episodes find out how much
+of its noise the base had better be given (algos.temperature); towards the end the learning rates fall to nothing, for
+an actor that goes on learning wanders by several points; the policy handed out is the actor's moving average, and the
+base until training episodes show that the corrections help (algos.trust).
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Residual:
             without noise; 0 hands out the actor itself, as is always done where the encoder is learned.
         explore_std: of the Gaussian noise on corrections, as a part of half the action range; held as they are.
         target_std: of the smoothing noise on a' (TD3).
+        prior: value that a correction costs which is as large as allowed.
         temperatures: that training episodes try on the base's noise; the best is handed out. [1.0]: the base as it is.
     """
 
@@ -89,6 +91,7 @@ class Residual:
         warmup_steps: int = 3000,
         explore_std: float = 0.05,
         target_std: float = 0.05,
+        prior: float = 0.0,
         base_fraction: float = 0.05,
         quiet_fraction: float = 0.5,
         temperatures: Sequence[float] = (1.0, 0.5, 0.0),
@@ -131,7 +134,7 @@ class Residual:
         )
         self.generator = self.core.generator
         self.n_target_critics, self.actor_every, self.tau = n_target_critics, actor_every, tau
-        self.target_std = target_std
+        self.target_std, self.prior = target_std, prior
         self.temperature = Temperature(base, temperatures, n_envs)
         self.acting = Explorer(
             self.policy, self.actor, self.sight, self.core.roles, self.temperature, self.generator, explore_std
@@ -233,12 +236,12 @@ class Residual:
             q = self.critic(self.judged(obs, base, (base + residual[:, None]).clamp(-1, 1))).mean()
         with torch.no_grad():
             gain = q - self.critic(self.judged(obs, base, base)).mean()
+        squared = (residual / self.policy.scale).square().mean()
         self.actor_optimiser.zero_grad(set_to_none=True)
-        (-q).backward()
+        (self.prior * squared - q).backward()
         self.actor_optimiser.step()
         move_towards(self.policy.actor, self.actor, 1 - self.actor_ema)
-        size = (residual.detach() / self.policy.scale).square().mean().sqrt()
-        return {"gain": gain, "residual": size}
+        return {"gain": gain, "residual": squared.detach().sqrt()}
 
     # ------------------------------------------------------------------ state
 

@@ -210,9 +210,13 @@ def test_critics_find_the_values_of_a_chain(make_base):
     torch.testing.assert_close(q.detach(), torch.tensor([gamma**2, gamma, 1.0]), atol=0.05, rtol=0)
 
 
-def test_actor_climbs_its_critic(make_base):
-    """Against Q = -|a - target|^2 the correction goes where the critic is highest, or as far as its scale allows."""
-    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2, "actor_ema": 0.9}, scale=0.3)
+@pytest.mark.parametrize(("prior", "want"), [(0.0, [0.1, 0.3]), (0.5, [0.0265, 0.238])])
+def test_actor_climbs_its_critic(make_base, prior, want):
+    """Against Q = -|a - target|^2 the correction goes where the critic is highest, or as far as its scale allows.
+
+    With a prior p it is r = 0.3 target / (0.3^2 + p / 2) in units of the scale: the mean of two squares costs p.
+    """
+    learner = Residual(make_base(), 1, **SMALL | {"actor_lr": 1e-2, "actor_ema": 0.9}, scale=0.3, prior=prior)
     target = torch.tensor([0.1, 0.9])
 
     class Known(torch.nn.Module):
@@ -228,7 +232,7 @@ def test_actor_climbs_its_critic(make_base):
     for _ in range(300):
         learner.update_actor(batch)
     got = learner.policy.corrected(batch.obs["features"][:, 0], batch.extras["base"]).mean((0, 1))
-    torch.testing.assert_close(got.detach(), torch.tensor([0.1, 0.3]), atol=0.03, rtol=0)
+    torch.testing.assert_close(got.detach(), torch.tensor(want), atol=0.03, rtol=0)
 
 
 def test_the_policy_handed_out_follows_the_actor(make_base):
