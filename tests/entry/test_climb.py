@@ -24,7 +24,7 @@ OFF_POLICY = [*SMALL, "algo.demos=false", "algo.warmup_steps=2000", "eval.every=
 CLIMBS = {
     "residual": [
         *OFF_POLICY,
-        *words("algo.env_steps=10000 algo.hold=2 algo.scale=0.7 algo.explore_std=0.2 algo.n_step=2"),
+        *words("algo.env_steps=10000 algo.hold=2 algo.scale=0.7 algo.explore_std=0.2 algo.n_step=2 algo.prior=0.005"),
     ],
     "dsrl": [*OFF_POLICY, *words("algo.env_steps=20000 n_action_steps=4 algo.start_std=1 algo.prior=0.005")],
     # The toy's point turns at every step: corrections that are held over a chunk come too late for it
