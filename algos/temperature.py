@@ -44,8 +44,10 @@ class Temperature:
 
     @property
     def best(self) -> float:
-        """The one that did best of late."""
-        return self.arms[int(np.argmax((self.won + 1) / (self.won + self.lost + 2)))]
+        """The one that surely did best of late: mean minus standard deviation of what is known of each (Beta)."""
+        n = self.won + self.lost + 2
+        mean = (self.won + 1) / n
+        return self.arms[int(np.argmax(mean - np.sqrt(mean * (1 - mean) / (n + 1))))]
 
     @property
     def books(self) -> Float[Tensor, "2 a"]:

@@ -2,8 +2,8 @@
 
     python benchmarks/fifty.py [--jobs 2] [--tasks ...] [-- overrides of the fine-tuning]
 
-Resumes where it was stopped; after every task it writes runs/fifty/table.md and fifty.png from what is there. A base
-whose interval lies above 95 % already is left as it is.
+All bases come first. Resumes where it was stopped; after every run it writes runs/fifty/table.md and fifty.png from
+what is there. A base whose interval lies above 95 % already is left as it is.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ HEADER = """| task | base, % | 95 % interval | final, % | 95 % interval | dip | 
 |---|---|---|---|---|---|---|"""
 
 
-def job(root: Path, task: str, overrides: list[str]) -> None:
-    base = root / task
-    result = ensure_run(base, [f"task.name={task}", "eval.n_envs=1", *BASE])
-    if not enough(result):
-        ensure_run(root / f"{task}-residual", ["algo=residual", f"base={base}", *EVAL, *overrides])
+def clone(root: Path, task: str) -> None:
+    ensure_run(root / task, [f"task.name={task}", "eval.n_envs=1", *BASE])
+
+
+def improve(root: Path, task: str, overrides: list[str]) -> None:
+    base = read(root / task)
+    if base is not None and not enough(base):
+        ensure_run(root / f"{task}-residual", ["algo=residual", f"base={root / task}", *EVAL, *overrides])
 
 
 def enough(result: dict[str, Any]) -> bool:
@@ -92,7 +95,8 @@ def main() -> None:
         plot(args.root, args.tasks)
         print("\n" + table, flush=True)
 
-    side_by_side([partial(job, args.root, t, args.overrides) for t in args.tasks], args.jobs, report)
+    side_by_side([partial(clone, args.root, t) for t in args.tasks], args.jobs, report)
+    side_by_side([partial(improve, args.root, t, args.overrides) for t in args.tasks], args.jobs, report)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,18 @@ def test_training_finds_the_temperature_at_which_the_base_succeeds(make_base):
     assert torch.equal(bandit.now, before)
 
 
+def test_two_lucky_episodes_at_a_temperature_do_not_make_it_the_best(make_base):
+    bandit = Temperature(make_base(), [1.0, 0.5], 1)
+    for arm, successes, episodes in ((0, 26, 40), (1, 2, 2)):
+        bandit.arm[:] = arm
+        for i in range(episodes):
+            bandit.add(0, (i + 1) * successes // episodes > i * successes // episodes)
+    assert bandit.best == 1.0
+    for _ in range(12):
+        bandit.add(0, True)
+    assert bandit.best == 0.5
+
+
 def test_its_state_needs_no_unpickling(make_base, tmp_path):
     bandit = Temperature(make_base(), [1.0, 0.0], 2)
     bandit.add(1, True)
