@@ -1,14 +1,16 @@
-"""The environment of a policy that came without one: other projects' checkpoints tell shapes alone."""
+"""The environment, or the robot, of a policy that came without one: other projects' checkpoints tell shapes alone."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from configs.loader import groups
-from data.errors import ConfigError
+from data.errors import ConfigError, ContractError
+from data.opening import open_episodes
 from data.spec import TaskSpec
 from envs.make import make_env
 from policies.checkpoint import check_contract
@@ -47,7 +49,37 @@ def take_environment(policy: Policy, options: Mapping[str, Any]) -> None:
             task = env.spec
     except ConfigError as e:
         raise ConfigError(f"{e} {NAMES}") from e
+    _take(policy, task, f"Task {task.name}")
+
+
+def take_recorded(policy: Policy, path: str | Path) -> None:
+    """Where ``policy`` knows no robot: the one that episodes were recorded on becomes its own, and how it is led.
+
+    Args:
+        policy: changed in place, see ``take_environment``.
+        path: data set that ``python -m real_robot.episodes export`` wrote, in any format it has been converted to.
+
+    Raises:
+        ConfigError: the policy knows one, or the data set says nothing of a robot.
+        ContractError: the data set does not hold what the policy observes; its shapes or actions differ.
+        DataError: see ``open_episodes``.
+    """
+    if policy.spec.env_args:
+        raise ConfigError(f"The checkpoint, of {policy.spec.name}, says itself what it is for: leave out data=.")
+    task = open_episodes(path).task
+    if task is None or "rule" not in task.env_args:
+        raise ConfigError(
+            f"{path} does not say how its episodes were recorded: data= is a data set that "
+            "`python -m real_robot.episodes export` wrote."
+        )
+    try:
+        _take(policy, task, str(path))
+    except ContractError as e:
+        raise ContractError(f"{e} {NAMES}") from e
+
+
+def _take(policy: Policy, task: TaskSpec, where: str) -> None:
     bounds = {"action_low": task.action_low, "action_high": task.action_high}
     told, policy.spec = policy.spec, dataclasses.replace(policy.spec, **bounds)
-    check_contract(policy, task, f"Task {task.name}")
+    check_contract(policy, task, where)
     policy.spec = dataclasses.replace(task, obs=told.obs, action=told.action)

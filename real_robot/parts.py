@@ -83,7 +83,7 @@ def parts_of(config: Mapping[str, Any], spec: RobotSpec) -> list[Part]:
 
         policy = policy_of(config)
         options = {k: config[k] for k in ("mode", "every", "inject")}
-        parts.append(Part("policy", agent.run, {"policy": policy, **options}))
+        parts.append(Part("policy", agent.run, {"policy": policy, **options}, needs="chunk"))
     return parts
 
 
@@ -107,7 +107,8 @@ def _teleop(config: Mapping[str, Any], spec: RobotSpec) -> Part:
 
 def policy_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What ``build_client`` of the policy process wants to know."""
-    return {"checkpoint": config["checkpoint"], "server": config["server"], **config["policy"]}
+    source = {key: config[key] for key in ("checkpoint", "server", "features", "black_box", "data")}
+    return {**source, **config["policy"]}
 
 
 def last_gasp_of(robot: Mapping[str, Any]) -> Callable[[], None] | None:

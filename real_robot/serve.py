@@ -76,6 +76,7 @@ def main(argv: list[str]) -> int:
         n_action_steps=config["n_action_steps"],
         black_box=config["black_box"],
         features=config["features"],
+        data=config["data"],
         compiled=config["compile"],
         seed=config["seed"],
     )

@@ -39,7 +39,8 @@ class Observer:
         if rule is None or "actions" not in spec.env_args:
             raise ContractError(
                 f"The policy was trained on '{spec.name}', not on recorded episodes: its checkpoint does not say what "
-                "a robot has to show it. Train on a data set that `python -m real_robot.episodes export` wrote."
+                "a robot has to show it. Train on a data set that `python -m real_robot.episodes export` wrote, or, "
+                "where another project's code has been trained on it, say data=DATASET."
             )
         self.session, self.spec, self.n_obs_steps, self.rule = session, spec, n_obs_steps, rule
         self._rings: dict[str, Ring] = {}

@@ -164,8 +164,9 @@ def build_client(policy: Mapping[str, Any], mode: str) -> PolicyClient:
     """Whom the planner asks.
 
     Args:
-        policy: {"server": address}, or {"checkpoint": folder} with n_action_steps, device, overrides (options of the
-            head), threads (of torch), n_steps (of rti) and beta (of rtc).
+        policy: {"server": address}, or {"checkpoint": folder} with features, black_box and data (see ``load_served``),
+            n_action_steps, device, overrides (options of the head), threads (of torch), n_steps (of rti) and beta (of
+            rtc).
         mode: see ``Planner``; a server has to be started for it.
     """
     if policy.get("server"):
@@ -184,6 +185,9 @@ def build_client(policy: Mapping[str, Any], mode: str) -> PolicyClient:
         policy=policy["overrides"],
         execution={"name": mode, **options[mode]} if mode in options else None,
         n_action_steps=policy["n_action_steps"],
+        black_box=policy.get("black_box"),
+        features=policy.get("features"),
+        data=policy.get("data"),
     )
     return LocalPolicy(served)
 

@@ -26,6 +26,7 @@ class Part:
         run: its main function; called with the session's folder and ``options``.
         essential: the session ends when it does.
         ready: ring that the parts after it wait for before they start.
+        needs: ring of its own; where it gives up before that is there, the session ends.
         restarts: times that it was started anew.
     """
 
@@ -34,6 +35,7 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
     essential: bool = False
     ready: str | None = None
+    needs: str | None = None
     restarts: int = 0
     process: Any = None
     again_at: float = 0.0
@@ -92,18 +94,24 @@ class Supervisor:
         for part in self.parts:
             if part.process is None or part.process.is_alive():
                 continue
-            if part.essential:
+            if part.essential or self._never_came(part):
                 self.failed = f"{part.name} ended with status {part.process.exitcode}"
                 self.events.error(f"{self.failed}: the session ends")
-                if self.last_gasp is not None and part.process.exitcode != 2:
+                if self.last_gasp is not None and part.essential and part.process.exitcode != 2:
                     self.last_gasp()
                 self.session.stop()
                 return False
             self._again(part)
         return True
 
+    def _gives_up(self, part: Part) -> bool:
+        return part.process.exitcode in (0, 2) or part.restarts >= self.max_restarts  # 2: it has said why
+
+    def _never_came(self, part: Part) -> bool:
+        return part.needs is not None and self._gives_up(part) and not self.session.has(part.needs)
+
     def _again(self, part: Part) -> None:
-        if part.process.exitcode in (0, 2) or part.restarts >= self.max_restarts:  # 2: it has said why
+        if self._gives_up(part):
             self.events.error(f"{part.name} ended with status {part.process.exitcode} and is not started again")
             part.process = None
         elif not part.again_at:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.errors import ConfigError, ContractError
 from data.spec import FieldSpec
+from launch.contract import take_recorded
 from policies.checkpoint import find_checkpoint, load_policy
 from policies.compiled import compile_policy
 from policies.inference.execution import Execution, build_execution
@@ -218,6 +219,7 @@ def load_served(
     n_action_steps: int | None = None,
     black_box: str | None = None,
     features: Mapping[str, Any] | None = None,
+    data: str | Path | None = None,
     compiled: bool = False,
     seed: int = 0,
 ) -> ServedPolicy:
@@ -229,6 +231,7 @@ def load_served(
         policy: options of the head that inference may change.
         execution: see ``build_execution``; None is the policy's plain chunks.
         n_action_steps, black_box, features: see ``load_policy``.
+        data: of a checkpoint that does not say what it is for, see ``take_recorded``.
         compiled: see ``compile_policy``.
         seed: see ServedPolicy.
     """
@@ -244,6 +247,8 @@ def load_served(
         black_box=black_box,
         features=features,
     )
+    if data is not None:
+        take_recorded(loaded, data)
     if compiled:
         compile_policy(loaded)
     options = dict(execution or {"name": "sync"})

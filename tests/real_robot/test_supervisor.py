@@ -86,6 +86,21 @@ def test_one_that_says_why_is_not_started_again_and_one_that_cannot_live_not_for
         assert s.watch()
 
 
+def test_what_gives_up_before_it_was_of_use_ends_the_session_and_afterwards_does_not():
+    gasps = []
+    late = Part("policy", count, {"fail": 2}, needs="sensor.count")
+    never = Part("policy", count, {"fail": 2}, needs="chunk")
+    with Supervisor([late, Part("count", count)], last_gasp=lambda: gasps.append(1)) as s:
+        until(lambda: s.parts[0].process is None, s)
+        assert s.watch()
+        assert not s.failed
+    with Supervisor([never, Part("count", count)], last_gasp=lambda: gasps.append(1)) as s:
+        never.process.join()
+        assert not s.watch()
+        assert s.failed == "policy ended with status 2"
+    assert not gasps  # the control process is alive, and stops the robot as always
+
+
 def test_one_that_does_not_end_is_killed():
     with Supervisor([Part("deaf", deaf), Part("count", count)]) as s:
         until(lambda: s.session.has("event.deaf") and newest(s) > 0, s)
