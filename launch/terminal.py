@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import sys
 import time
@@ -115,9 +117,14 @@ def run_main(main: Callable[[list[str]], int]) -> None:
     try:
         with sibling_processes():
             status = main(sys.argv[1:])
+        sys.stdout.flush()
     except DeftError as e:
         fail(str(e))
         status = 2
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        status = 0  # | head
     except (KeyboardInterrupt, Interrupted):
         # What it interrupted may have been zarr, about to await: nobody needs to know.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
@@ -130,3 +137,14 @@ def run_main(main: Callable[[list[str]], int]) -> None:
         status = 1
     sys.stdout.flush()
     sys.exit(status)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone; what is left to print then goes nowhere."""
+    out = sys.stdout.fileno()
+    look = select.poll()
+    look.register(out, 0)
+    gone = any(event & select.POLLERR for _, event in look.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return gone

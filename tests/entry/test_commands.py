@@ -206,6 +206,27 @@ run_main(main)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "reads", "wanted"),
+    [
+        ("print('x' * 200_000)", False, (0, "")),
+        ("raise BrokenPipeError('a worker')", True, (1, "BrokenPipeError: a worker")),
+    ],
+)
+def test_a_reader_that_leaves_is_no_error_and_a_worker_that_leaves_is(text, reads, wanted):
+    """``train.py --help | head``."""
+    script = f"from launch.terminal import run_main\ndef main(argv):\n    {text}\n    return 0\nrun_main(main)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    if not reads:
+        process.stdout.close()
+    said = process.stderr.read().strip()
+    assert (process.wait(), said.splitlines()[-1] if said else "") == wanted
+    process.stdout.close()
+    process.stderr.close()
+
+
 def test_interrupted_evaluation(server, straight, tmp_path):
     out = tmp_path / "never"
     process = server.start("eval.py", f"checkpoint={straight}", "n_episodes=100000", "n_envs=2", f"out={out}")
