@@ -86,6 +86,9 @@ def main(argv: list[str]) -> int:
     check_at_least(0, config, ["seed"])
     if (config["checkpoint"] is None) == (config["server"] is None):
         raise ConfigError("Give the policy: either checkpoint=RUN_DIR, or server=ws://HOST:PORT.")
+    of_checkpoint = [key for key in ("features", "data", "black_box") if config[key] is not None]
+    if config["server"] is not None and of_checkpoint:
+        raise ConfigError(f"{', '.join(of_checkpoint)}: that is for whoever loads the checkpoint, the server.")
     source = str(config["checkpoint"] or config["server"])
     if config["trials"] and config["teleop"] and config["teleop"].get("device"):
         raise ConfigError("trials= leads the robot home by itself: leave out teleop.")

@@ -112,6 +112,8 @@ def test_the_command(demonstrations, monkeypatch, capsys):
         main(["checkpoint=x", "realtime=false"])
     with pytest.raises(ConfigError, match=r"either checkpoint=RUN_DIR, or server="):
         main(["robot=mujoco"])
+    with pytest.raises(ConfigError, match=r"data: that is for whoever loads the checkpoint"):
+        main(["server=ws://there:8000", "data=cube.zarr"])
 
 
 def test_a_mode_that_the_policy_was_not_loaded_for(demonstrations):
