@@ -57,7 +57,7 @@ from policies.policy import Policy
 USAGE = "python train.py [task.name=door-open-v3] [obs=pointcloud] [policy=flow] [key=value ...] | resume=RUN_DIR"
 FINE_TUNERS = {"residual": Residual, "dsrl": DSRL, "dppo": DPPO, "residual_ppo": ResidualPPO}
 FROM_NOTHING = ("sac", "rlpd")
-LOOP_OPTIONS = ("name", "env_steps", "save_every", "n_envs", "n_workers", "gamma", "demos", "critic_obs")
+LOOP_OPTIONS = ("name", "env_steps", "stop_at", "save_every", "n_envs", "n_workers", "gamma", "demos", "critic_obs")
 
 
 def make_policy(config: Mapping[str, Any], store: Episodes, task: TaskSpec, n_episodes: int) -> ChunkPolicy:
@@ -257,8 +257,8 @@ class FineTuning(Session):
         self.run.log(0, {**summarise(start), "base_success_rate": summarise(before)["success_rate"]})
 
     def train(self, stop: StopSignal) -> None:
-        """Acts, stores, updates, until ``env_steps``."""
-        config, every = self.config, self.config["eval"]["every"]
+        """Acts, stores, updates, until ``env_steps``, or until it is as good as ``stop_at``."""
+        config, every, stop_at = self.config, self.config["eval"]["every"], self.config["algo"].get("stop_at")
         if self.step == 0:
             self.begin(stop)
         label = f"{config['algo']['name']} on {self.task.name}"
@@ -268,6 +268,9 @@ class FineTuning(Session):
                     self.save()  # a kill during the evaluation then repeats only that
                     self.history.evaluated(self.step, self.evaluate(stop, final=False)["success_rate"])
                 if self.step >= self.env_steps:
+                    break
+                if self.history.as_good_as(stop_at):
+                    console.print(f"algo.stop_at={stop_at} is reached: ends after {self.step} environment steps")
                     break
                 if stop.received:
                     self.save()

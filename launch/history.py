@@ -63,6 +63,10 @@ class History:
             return None
         return round(self.base["success_rate"] - min(smoothed(self.rates)), 4)
 
+    def as_good_as(self, rate: float | None) -> bool:
+        """Whether the last ``SMOOTHED_OVER`` evaluations had this mean success; never where there are fewer."""
+        return rate is not None and len(self.rates) >= SMOOTHED_OVER and smoothed(self.rates)[-1] >= rate - 1e-9
+
     def steps_to(self, rate: float) -> int | None:
         """Environment steps at the first evaluation that reached ``rate``."""
         return next((s for s, r in zip(self.steps, self.rates, strict=True) if r >= rate), None)

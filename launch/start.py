@@ -41,11 +41,26 @@ def read_config(argv: list[str], fine_tuners: Collection[str]) -> tuple[dict[str
     check_at_least(0 if live or config["algo"]["name"] == "bc" else 1, config, ["eval.n_episodes"])
     if not config["eval"]["n_episodes"] and config["eval"]["every"]:
         raise ConfigError("eval.n_episodes=0 trains without an environment: leave out eval.every.")
+    check_stop_at(config)
     check_at_least(1, config, ["policy.n_inference_steps", "policy.noise_per_obs"])
     check_at_least(0, config, ["seed", "data.n_workers", "eval.seed", "eval.every", "eval.n_videos"])
     if config["precision"] not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"precision is auto, fp32 or bf16, not '{config['precision']}'.")
     return config, resumed
+
+
+def check_stop_at(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where ``algo.stop_at`` is no success rate, or nothing is evaluated that could reach it."""
+    rate = config["algo"].get("stop_at")
+    if rate is None:
+        return
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate <= 1:
+        raise ConfigError(f"algo.stop_at={rate} is not a success rate: expected a number above 0 and at most 1.")
+    if not config["eval"]["every"]:
+        raise ConfigError(
+            f"algo.stop_at={rate} looks at evaluations during training, and there are none: give eval.every=5000, "
+            "or another number of environment steps."
+        )
 
 
 def check_value_range(algo: Mapping[str, Any], env_args: Mapping[str, Any]) -> None:

@@ -103,3 +103,13 @@ def test_dip_is_of_the_smoothed_evaluations():
     again = History()
     again.load_state_dict(history.state_dict())
     assert again.facts() == facts
+
+
+def test_as_good_as_takes_three_evaluations_in_a_row():
+    history = History()
+    reached = []
+    for rate in (1.0, 1.0, 0.9, 1.0, 0.98, 0.99):
+        history.evaluated(1000, rate)
+        reached.append(history.as_good_as(0.99))
+    assert reached == [False, False, False, False, False, True]
+    assert not history.as_good_as(None)

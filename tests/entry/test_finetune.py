@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from statistics import mean
 
 import pytest
 
@@ -161,6 +162,20 @@ def test_stop_and_resume(server, base, tmp_path):
     assert done.status == 0, done.err
     assert "saved at environment step" in done.err
     assert f"resume={run}" in done.err
+
+
+def test_ends_when_good_enough(server, base, tmp_path):
+    """Once three evaluations in a row have the mean that was asked for, not before; resumed, it stays there."""
+    run = tmp_path / "run"
+    argv = ["algo=residual", f"base={base}", *LOOP, *OPTIONS["residual"], "algo.env_steps=100000", f"run_dir={run}"]
+    assert_refused(server.run("train.py", *argv, "algo.stop_at=1.5"), "algo.stop_at=1.5", "at most 1")
+    assert_refused(server.run("train.py", *argv, "algo.stop_at=0.9", "eval.every=0"), "algo.stop_at=0.9", "eval.every")
+    done = server.train(*argv, "algo.stop_at=0.01", "eval.every=30", "eval.every_n_episodes=20")
+    assert "algo.stop_at=0.01 is reached" in done.err
+    rates = [r["success_rate"] for r in lines(run) if r["step"] and "success_rate" in r][:-1]  # without the final one
+    means = [mean(rates[i : i + 3]) for i in range(len(rates) - 2)]
+    assert means[-1] >= 0.01 > max(means[:-1], default=0)
+    assert server.train(f"resume={run}").summary["step"] == done.summary["step"] < 100_000
 
 
 def test_what_cannot_work_is_refused(server, base, tmp_path):
