@@ -1,4 +1,7 @@
-"""Runs of train.py that build on each other, several at a time, each resumed where it was stopped."""
+"""Runs of train.py that build on each other, several at a time, each resumed where it was stopped.
+
+What benchmarks/results holds of a run (records.py) stands for the run itself, unless another run needs its checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
+from records import read
 
 ROOT = Path(__file__).parent.parent
 
 
-def ensure_run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """eval.json of the run in ``folder``, which is started, or continued, where it has not ended yet.
+def ensure_run(folder: Path, overrides: Sequence[str], *, checkpoint: bool = False) -> dict[str, Any]:
+    """Result of the run in ``folder``, which is started, or continued, where it has not ended yet.
 
-    Its output goes to ``folder``.log. Raises RuntimeError, with the last line of that, when it fails.
+    Its output goes to ``folder``.log. With ``checkpoint`` its record is not enough. Raises RuntimeError, with the last
+    line of the output, when it fails.
     """
-    result = folder / "eval.json"
-    if not result.exists():
+    ended = (folder / "eval.json").exists()
+    if not ended and (checkpoint or read(folder) is None):
         args = [f"resume={folder}"] if (folder / "config.yaml").exists() else [*overrides, f"run_dir={folder}"]
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_name(folder.name + ".log")
@@ -31,9 +35,11 @@ def ensure_run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
                 [sys.executable, str(ROOT / "train.py"), *args],
                 cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-        if done.returncode or not result.exists():
+        if done.returncode or not (folder / "eval.json").exists():
             raise RuntimeError(f"{folder} did not finish: {log.read_text().strip().splitlines()[-1]}")
-    return json.loads(result.read_text())
+    result = read(folder)
+    assert result is not None
+    return result
 
 
 def ensure_evaluation(out: Path, argv: Sequence[str]) -> dict[str, Any]:
@@ -66,12 +72,6 @@ def side_by_side(jobs: Sequence[Callable[[], None]], n: int, after: Callable[[],
         list(pool.map(run, jobs))
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """eval.json of a run that has ended."""
-    file = folder / "eval.json"
-    return json.loads(file.read_text()) if file.exists() else None
-
-
 def errorbars(axes: Any, found: Sequence[tuple[float, Mapping[str, Any]]], colour: str, label: str) -> None:
     """Success rates with their intervals; ``found``: (x, eval.json)."""
     rates = [r["success_rate"] for _, r in found]
@@ -81,14 +81,6 @@ def errorbars(axes: Any, found: Sequence[tuple[float, Mapping[str, Any]]], colou
         [high - p for p, (_, high) in zip(rates, bounds, strict=True)],
     ]
     axes.errorbar([x for x, _ in found], rates, yerr=errors, fmt="o-", ms=4, capsize=2, color=colour, label=label)
-
-
-def training_minutes(folder: Path) -> float:
-    """Of a run of algo=bc or distill, without its evaluations."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    last = [r for r in records if "samples_per_s" in r][-1]
-    batch_size = yaml.safe_load((folder / "config.yaml").read_text())["algo"]["batch_size"]
-    return last["step"] * batch_size / last["samples_per_s"] / 60
 
 
 def percent(rate: float | None) -> str:

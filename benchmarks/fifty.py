@@ -2,8 +2,10 @@
 
     python benchmarks/fifty.py [--jobs 2] [--tasks ...] [-- overrides of the fine-tuning]
 
-All bases come first. Resumes where it was stopped; after every run it writes runs/fifty/table.md and fifty.png from
-what is there. A base whose interval lies above 95 % already is left as it is.
+All bases come first. Resumes where it was stopped, and goes on from what benchmarks/results holds (records.py); after
+every run it writes runs/fifty/table.md and fifty.png from what is there. A base whose interval lies above 95 % already
+is left as it is. Training ends before its 100k steps when 149 of the 150 episodes of three evaluations succeed; the
+final evaluation is of other episodes.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chain import ROOT, ensure_run, interval, percent, read, side_by_side
+from chain import ROOT, ensure_run, interval, percent, side_by_side
+from records import read
 
 from envs.metaworld import task_names
 
 BASE = ["obs=state", "data.n_demos=10", "policy.n_inference_steps=4", "eval.n_episodes=200", "eval.n_videos=0"]
-STEPS = ["algo.env_steps=100000", "algo.utd_ratio=0.75"]  # twice the default's steps, as many updates
+STEPS = ["algo.env_steps=100000", "algo.utd_ratio=0.75", "algo.stop_at=0.99"]  # twice the default's, as many updates
 EVAL = ["eval.n_episodes=200", "eval.every=5000", "eval.every_n_episodes=50", "eval.n_videos=0", "eval.n_envs=1"]
 GOAL = 0.95
 HEADER = """| task | base, % | 95 % interval | final, % | 95 % interval | dip | minutes |
@@ -26,10 +29,14 @@ HEADER = """| task | base, % | 95 % interval | final, % | 95 % interval | dip | 
 
 
 def clone(root: Path, task: str) -> None:
-    ensure_run(root / task, [f"task.name={task}", "eval.n_envs=1", *BASE])
+    """The base; its checkpoint too, where it is to be improved."""
+    base = read(root / task)
+    improved = base is not None and final(root, task) is not None
+    ensure_run(root / task, [f"task.name={task}", "eval.n_envs=1", *BASE], checkpoint=not improved)
 
 
 def improve(root: Path, task: str, overrides: list[str]) -> None:
+    """Fine-tuning, where the base is not good enough already."""
     base = read(root / task)
     if base is not None and not enough(base):
         ensure_run(root / f"{task}-residual", ["algo=residual", f"base={root / task}", *STEPS, *EVAL, *overrides])

@@ -15,7 +15,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from chain import ROOT, ensure_run, interval, percent, read, side_by_side
+from chain import ROOT, ensure_run, interval, percent, side_by_side
+from records import read
 
 # Of each class, easy to very hard, on which such a base starts at 30 to 80 %
 TASKS = [
@@ -54,8 +55,12 @@ def folders(root: Path, task: str, seed: int, obs: str, method: str) -> tuple[Pa
 
 def job(root: Path, task: str, seed: int, obs: str, method: str, overrides: list[str]) -> None:
     base, tuned = folders(root, task, seed, obs, method)
+    if read(tuned) is not None:
+        return
     of_base = [*BASE, *DIFFUSION] if method == "dppo" else BASE
-    ensure_run(base, [f"task.name={task}", f"obs={obs}", f"seed={seed}", "eval.n_episodes=100", *of_base])
+    ensure_run(
+        base, [f"task.name={task}", f"obs={obs}", f"seed={seed}", "eval.n_episodes=100", *of_base], checkpoint=True
+    )
     overrides = [*EVAL, *FOR_METHOD.get(method, []), *overrides]
     ensure_run(tuned, [f"algo={method}", f"base={base}", f"seed={seed}", *overrides])
 

@@ -15,17 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from chain import (
-    ROOT,
-    ensure_evaluation,
-    ensure_run,
-    errorbars,
-    interval,
-    percent,
-    read,
-    side_by_side,
-    training_minutes,
-)
+from chain import ROOT, ensure_evaluation, ensure_run, errorbars, interval, percent, side_by_side
+from records import read
 
 TOY = ["task=toy", "task.either_side=true", "task.speed=0.03", "task.episode_length=140", "obs=state"]
 BUDGET = ["network.hidden_dim=256", "data.n_demos=100", "algo.train_steps=2500", "eval.n_videos=0", "eval.n_envs=1"]
@@ -53,25 +44,27 @@ def cell(root: Path, head: str, n: int) -> Path:
 
 def job(root: Path, head: str, episodes: int, overrides: Sequence[str]) -> None:
     """Trains a head and evaluates it."""
+    if all(read(cell(root, head, n)) for n in EVALUATIONS[head]):
+        return
     task = [] if any(o.startswith("task=") for o in overrides) else TOY
     if head in DISTILLED:
         base = root / TEACHER
-        ensure_run(base, [*task, *BUDGET, f"policy={TEACHER}", *overrides])
+        ensure_run(base, [*task, *BUDGET, f"policy={TEACHER}", *overrides], checkpoint=True)
         few = [o for o in BUDGET if o.startswith("eval.")]
-        ensure_run(root / head, ["algo=distill", f"base={base}", f"policy={head}", *few])
+        ensure_run(root / head, ["algo=distill", f"base={base}", f"policy={head}", *few], checkpoint=True)
     else:
-        ensure_run(root / head, [*task, *BUDGET, f"policy={head}", *overrides])
+        ensure_run(root / head, [*task, *BUDGET, f"policy={head}", *overrides], checkpoint=True)
     for n in EVALUATIONS[head]:
         argv = [f"checkpoint={root / head}", f"n_episodes={episodes}", "seed=20000", "n_envs=1", "n_videos=0"]
         ensure_evaluation(cell(root, head, n), [*argv, f"policy.n_inference_steps={n}"])
 
 
 def row(root: Path, head: str, n: int) -> str:
-    result = read(cell(root, head, n))
-    if result is None:
+    result, trained = read(cell(root, head, n)), read(root / head)
+    if result is None or trained is None:
         return f"| {head} | {n} | - | - | - | - |"
     values = [percent(result["success_rate"]), interval(result["success_ci95"])]
-    times = [f"{result['chunk_latency_ms_p50']:.1f}", f"{training_minutes(root / head):.1f}"]
+    times = [f"{result['chunk_latency_ms_p50']:.1f}", f"{trained['train_minutes']:.1f}"]
     return "| " + " | ".join([head, str(n), *values, *times]) + " |"
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/metaworld_table.py [--size small] [--methods mp1 deft] [--tasks hammer-v3 ...] [--seeds 0 1 2]
 
-Resumes where it was stopped; --report prints what is there and runs nothing; writes table.md, and success against
-latency as a plot, beside the runs; ms is the median time of one chunk on one thread. Success is that of the final
+Resumes where it was stopped, and goes on from what benchmarks/results holds (records.py); --report prints what is there
+and runs nothing; writes table.md, and success against latency as a plot, beside the runs; ms is
+the median time of one chunk on one thread. Success is that of the final
 checkpoint over 100 episodes with its Wilson interval.
 "top 5" is the mean of the five best of all evaluations during training (six of 10 episodes with --size small, fifteen
 of 20 otherwise), the figure that DP3 and its successors publish: it is the more favourable, and printed for comparison
@@ -13,12 +14,13 @@ only. With --size small, dp takes 16 DDIM steps, as Diffusion Policy does on rob
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from chain import ROOT, ensure_run, interval, percent, read, side_by_side, training_minutes
+from chain import ROOT, ensure_run, interval, percent, side_by_side
+from records import read
 
 from configs.loader import load_config
 
@@ -36,11 +38,15 @@ HEADER = (
 )
 
 
-def job(root: Path, size: str, task: str, seed: int, method: str, overrides: list[str]) -> None:
+def job(
+    root: Path, size: str, task: str, seed: int, method: str, overrides: list[str], *, checkpoint: bool = False
+) -> None:
     """One run, and the one it starts from."""
     options = [f"experiment={method}_metaworld", f"seed={seed}", *overrides]
+    folder = root / f"{task}-{method}-s{seed}"
     if method in DISTILLED:
-        job(root, size, task, seed, DISTILLED[method], overrides)
+        if read(folder) is None:
+            job(root, size, task, seed, DISTILLED[method], overrides, checkpoint=True)
         options.append(f"base={root / f'{task}-{DISTILLED[method]}-s{seed}'}")
     else:
         options += [f"task.name={task}", f"size={size}"]
@@ -48,37 +54,32 @@ def job(root: Path, size: str, task: str, seed: int, method: str, overrides: lis
     updates = load_config("train", options)["algo"]["train_steps"]
     evaluation = [f"eval.every={updates // n}", f"eval.every_n_episodes={episodes}", "eval.n_episodes=100"]
     few = ["eval.n_videos=0", "eval.n_envs=1", *CHEAPER.get((size, method), [])]
-    ensure_run(root / f"{task}-{method}-s{seed}", [*options, *evaluation, *few])
+    ensure_run(folder, [*options, *evaluation, *few], checkpoint=checkpoint)
 
 
-def top5(folder: Path) -> float | None:
+def top5(result: dict[str, Any]) -> float | None:
     """Mean of the five best evaluations during training."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = sorted(r["success_rate"] for r in records if "success_rate" in r and r["n_episodes"] < 100)
+    rates = sorted(rate for _, rate in result["evaluations"])
     return mean(rates[-5:]) if len(rates) >= 5 else None
 
 
 def row(root: Path, task: str, seed: int, method: str) -> str:
-    folder = root / f"{task}-{method}-s{seed}"
-    result = read(folder)
+    result = read(root / f"{task}-{method}-s{seed}")
     cells = [task, LEVELS.get(task, "?"), method, str(seed)]
     if result is None:
         return "| " + " | ".join([*cells, *["-"] * 5]) + " |"
-    cells += [percent(result["success_rate"]), interval(result["success_ci95"]), percent(top5(folder))]
-    return (
-        "| " + " | ".join([*cells, f"{result['chunk_latency_ms_p50']:.1f}", f"{training_minutes(folder):.1f}"]) + " |"
-    )
+    cells += [percent(result["success_rate"]), interval(result["success_ci95"]), percent(top5(result))]
+    return "| " + " | ".join([*cells, f"{result['chunk_latency_ms_p50']:.1f}", f"{result['train_minutes']:.1f}"]) + " |"
 
 
 def averages(root: Path, tasks: list[str], seeds: list[int], methods: list[str]) -> dict[str, dict[str, float]]:
     """Of every method that has ended on all tasks and seeds."""
     out: dict[str, dict[str, float]] = {}
     for method in methods:
-        folders = [root / f"{t}-{method}-s{s}" for t in tasks for s in seeds]
-        results = [read(folder) for folder in folders]
+        results = [read(root / f"{t}-{method}-s{s}") for t in tasks for s in seeds]
         found = [r for r in results if r is not None]
         if len(found) == len(results):
-            best = [top5(folder) for folder in folders]
+            best = [top5(r) for r in found]
             out[method] = {
                 "success": mean(r["success_rate"] for r in found),
                 "ms": mean(r["chunk_latency_ms_p50"] for r in found),

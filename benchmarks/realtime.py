@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from chain import ensure_evaluation, errorbars, interval, percent, read, side_by_side
+from chain import ensure_evaluation, errorbars, interval, percent, side_by_side
+from records import read
 
 LATE = ("async", "ensemble", "rtc", "prefix")
 COLOURS = {
