@@ -75,15 +75,20 @@ def plot(root: Path, heads: Sequence[str]) -> None:
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     by_number, by_time = figure.subplots(1, 2, sharey=True)
+    lowest = 1.0
     for head, colour in zip(EVALUATIONS, COLOURS, strict=True):
         found = [(n, r) for n in EVALUATIONS[head] if head in heads and (r := read(cell(root, head, n)))]
+        lowest = min([lowest, *(r["success_ci95"][0] for _, r in found)])
         if found:
             errorbars(by_number, found, colour, head)
             errorbars(by_time, [(r["chunk_latency_ms_p50"], r) for _, r in found], colour, head)
-    by_number.set(xlabel="network evaluations a chunk", ylabel="success (95 % interval)", xscale="log", ylim=(0, 1.02))
+    by_number.set(xlabel="network evaluations a chunk", ylabel="success (95 % interval)", xscale="log")
+    by_number.set_ylim(max(0.0, lowest - 0.1), 1.01)
     by_number.set_xticks([1, 2, 3, 4, 8, 10], ["1", "2", "3", "4", "8", "10"])
     by_number.minorticks_off()
     by_time.set(xlabel="ms a chunk, one thread", xscale="log")
+    by_time.xaxis.set_major_formatter("{x:g}")
+    by_time.xaxis.set_minor_formatter("{x:.1g}")
     for axes in (by_number, by_time):
         axes.grid(alpha=0.3)
     by_time.legend(fontsize="small", loc="lower right")
