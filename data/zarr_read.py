@@ -59,7 +59,10 @@ def open_group(path: Path) -> tuple[zarr.Group, ChunkFiles]:
         raise DataError(
             f"{path} is a file, but neither a zarr directory nor a zip file that can be read; is it cut off?"
         )
-    raise DataError(f"No data set at {path}: expected a zarr directory or a .zarr.zip file.")
+    raise DataError(
+        f"No data set at {path}: expected a zarr directory or a .zarr.zip, "
+        "a robomimic .hdf5, or a LeRobot folder (with meta/info.json)."
+    )
 
 
 def _store_in_zip(archive: Path, inside: str) -> str:

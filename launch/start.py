@@ -14,6 +14,7 @@ from envs.make import is_live
 from launch.base import adopt_base
 from launch.processes import join_processes
 from launch.run import Run
+from policies.policy import check_chunk
 from policies.precision import resolve_precision
 
 
@@ -31,6 +32,8 @@ def read_config(argv: list[str], fine_tuners: Collection[str]) -> tuple[dict[str
     if config["data"]["path"] is None:  # otherwise its environment tells
         check_value_range(config["algo"], config["task"])
     check_at_least(1, config, ["n_obs_steps", "horizon", "n_action_steps", "log.every", "data.n_demos"])
+    if config["algo"]["name"] == "bc":  # before demonstrations are collected
+        check_chunk(config["n_obs_steps"], config["horizon"], config["n_action_steps"])
     names = ("train_steps", "batch_size", "save_every", "env_steps", "n_envs")
     check_at_least(1, config, [f"algo.{name}" for name in names if name in config["algo"]])
     live = is_live(config["task"])  # whose episodes are dear

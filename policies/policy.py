@@ -19,6 +19,15 @@ Obs = dict[str, Tensor]  # each (B, To, *shape), environment units
 Metrics = dict[str, Tensor]
 
 
+def check_chunk(n_obs_steps: int, horizon: int, n_action_steps: int) -> None:
+    """Raises ContractError where a chunk of H actions, of which To - 1 are past, has fewer than Ta left."""
+    if n_obs_steps - 1 + n_action_steps > horizon:
+        raise ContractError(
+            f"n_action_steps={n_action_steps} does not fit: with n_obs_steps={n_obs_steps} a chunk of "
+            f"horizon={horizon} has {horizon - n_obs_steps + 1} actions from the present on."
+        )
+
+
 class Policy(nn.Module, ABC):
     """Maps a window of To observations to a chunk of H actions. Stateless: queues live outside.
 
@@ -29,11 +38,7 @@ class Policy(nn.Module, ABC):
 
     def __init__(self, spec: TaskSpec, n_obs_steps: int, horizon: int, n_action_steps: int):
         super().__init__()
-        if n_obs_steps - 1 + n_action_steps > horizon:
-            raise ContractError(
-                f"n_action_steps={n_action_steps} does not fit: with n_obs_steps={n_obs_steps} a chunk of "
-                f"horizon={horizon} has {horizon - n_obs_steps + 1} actions from the present on."
-            )
+        check_chunk(n_obs_steps, horizon, n_action_steps)
         self.spec = spec
         self.n_obs_steps, self.horizon, self.n_action_steps = n_obs_steps, horizon, n_action_steps
 

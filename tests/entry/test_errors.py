@@ -62,6 +62,13 @@ def test_wrong_option(server, toy, tmp_path, override):
     assert not run.exists()
 
 
+def test_chunk_is_checked_before_demonstrations_are_collected(server, toy, tmp_path):
+    argv = [a for a in toy if not a.startswith("data.root=")]
+    refused = server.run("train.py", *argv, f"data.root={tmp_path / 'data'}", "n_action_steps=16", "horizon=16")
+    assert_refused(refused, "n_action_steps=16", "horizon=16")
+    assert not (tmp_path / "data").exists()
+
+
 def test_unknown_task_and_checkpoint(server, tmp_path):
     """The first is the real command."""
     done = python("train.py", "task.name=door-opn-v3", f"run_dir={tmp_path / 'run'}")
