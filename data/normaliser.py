@@ -139,6 +139,23 @@ class Normaliser(nn.Module):
             raise ConfigError(f"'{key}' has {len(scale)} dimensions; {list(dims)} / {factor} cannot be shrunk.")
         scale[list(dims)] *= factor
 
+    def change_units(self, key: str, scale: np.ndarray, offset: np.ndarray) -> None:
+        """Data units become others, x' = scale * x + offset, (D,) each; what is normalised stays what it was.
+
+        Raises:
+            DataError: the key has no statistics, or another number of dimensions.
+        """
+        centre = self.statistic(key, "centre")
+        if scale.shape != tuple(centre.shape) or offset.shape != tuple(centre.shape) or not np.all(scale):
+            raise DataError(f"'{key}' has {len(centre)} dimensions; units for {scale.shape} do not fit.")
+        by, plus = torch.from_numpy(scale), torch.from_numpy(offset)
+        old = {name: self.statistic(key, name).double().cpu() for name in (*STATISTICS, "centre", "scale")}
+        ends = torch.stack([by * old["min"] + plus, by * old["max"] + plus])
+        new = {"min": ends.amin(0), "max": ends.amax(0), "std": by.abs() * old["std"], "scale": by * old["scale"]}
+        new |= {name: by * old[name] + plus for name in ("mean", "centre")}
+        for name, value in new.items():
+            self.statistic(key, name).copy_(value.float())
+
     @property
     def keys(self) -> list[str]:
         """Keys it knows."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from configs.loader import groups
 from data.errors import ConfigError, ContractError
@@ -14,7 +17,22 @@ from data.opening import open_episodes
 from data.spec import TaskSpec
 from envs.make import make_env
 from policies.checkpoint import check_contract
+from policies.chunk_policy import ChunkPolicy
 from policies.policy import Policy
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a robot shows and takes, where a data set does not say so itself.
+
+    Attributes:
+        task: in our units.
+        units: {key: (scale, offset)}, (D,) each: ours = scale * the data set's + offset.
+    """
+
+    task: TaskSpec
+    units: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
 
 NAMES = "What it observes is given other names by features={FEATURE: KEY, ...} (docs/checkpoints.md)."
 
@@ -52,12 +70,13 @@ def take_environment(policy: Policy, options: Mapping[str, Any]) -> None:
     _take(policy, task, f"Task {task.name}")
 
 
-def take_recorded(policy: Policy, path: str | Path) -> None:
+def take_recorded(policy: Policy, path: str | Path, told: Recorded | None = None) -> None:
     """Where ``policy`` knows no robot: the one that episodes were recorded on becomes its own, and how it is led.
 
     Args:
         policy: changed in place, see ``take_environment``.
         path: data set that ``python -m real_robot.episodes export`` wrote, in any format it has been converted to.
+        told: of a data set that does not say it.
 
     Raises:
         ConfigError: the policy knows one, or the data set says nothing of a robot.
@@ -66,16 +85,21 @@ def take_recorded(policy: Policy, path: str | Path) -> None:
     """
     if policy.spec.env_args:
         raise ConfigError(f"The checkpoint, of {policy.spec.name}, says itself what it is for: leave out data=.")
-    task = open_episodes(path).task
+    task = told.task if told is not None else open_episodes(path).task
     if task is None or "rule" not in task.env_args:
         raise ConfigError(
             f"{path} does not say how its episodes were recorded: data= is a data set that "
-            "`python -m real_robot.episodes export` wrote."
+            "`python -m real_robot.episodes export` wrote, or LeRobot's own with lerobot.units=."
         )
     try:
         _take(policy, task, str(path))
     except ContractError as e:
         raise ContractError(f"{e} {NAMES}") from e
+    for key, (scale, offset) in (told.units if told is not None else {}).items():
+        if not isinstance(policy, ChunkPolicy):
+            raise ConfigError(f"{type(policy).__name__} keeps its units to itself: they cannot be changed.")
+        if key in policy.spec.obs or key == "action":
+            policy.normaliser.change_units(key, scale, offset)
 
 
 def _take(policy: Policy, task: TaskSpec, where: str) -> None:

@@ -108,7 +108,9 @@ def _teleop(config: Mapping[str, Any], spec: RobotSpec) -> Part:
 def policy_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What ``build_client`` of the policy process wants to know."""
     source = {key: config[key] for key in ("checkpoint", "server", "features", "black_box", "data")}
-    return {**source, **config["policy"]}
+    lerobot = dict(config["lerobot"])
+    lerobot["calibration"] = lerobot["calibration"] or config["robot"].get("calibration")
+    return {**source, "lerobot": lerobot, **config["policy"]}
 
 
 def last_gasp_of(robot: Mapping[str, Any]) -> Callable[[], None] | None:

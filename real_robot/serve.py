@@ -77,6 +77,7 @@ def main(argv: list[str]) -> int:
         black_box=config["black_box"],
         features=config["features"],
         data=config["data"],
+        lerobot=config["lerobot"],
         compiled=config["compile"],
         seed=config["seed"],
     )

@@ -164,9 +164,9 @@ def build_client(policy: Mapping[str, Any], mode: str) -> PolicyClient:
     """Whom the planner asks.
 
     Args:
-        policy: {"server": address}, or {"checkpoint": folder} with features, black_box and data (see ``load_served``),
-            n_action_steps, device, overrides (options of the head), threads (of torch), n_steps (of rti) and beta (of
-            rtc).
+        policy: {"server": address}, or {"checkpoint": folder} with features, black_box, data and lerobot (see
+            ``load_served``), n_action_steps, device, overrides (options of the head), threads (of torch), n_steps (of
+            rti) and beta (of rtc).
         mode: see ``Planner``; a server has to be started for it.
     """
     if policy.get("server"):
@@ -188,6 +188,7 @@ def build_client(policy: Mapping[str, Any], mode: str) -> PolicyClient:
         black_box=policy.get("black_box"),
         features=policy.get("features"),
         data=policy.get("data"),
+        lerobot=policy.get("lerobot"),
     )
     return LocalPolicy(served)
 

@@ -87,6 +87,7 @@ def main(argv: list[str]) -> int:
     if (config["checkpoint"] is None) == (config["server"] is None):
         raise ConfigError("Give the policy: either checkpoint=RUN_DIR, or server=ws://HOST:PORT.")
     of_checkpoint = [key for key in ("features", "data", "black_box") if config[key] is not None]
+    of_checkpoint += ["lerobot.units"] if config["lerobot"]["units"] else []
     if config["server"] is not None and of_checkpoint:
         raise ConfigError(f"{', '.join(of_checkpoint)}: that is for whoever loads the checkpoint, the server.")
     source = str(config["checkpoint"] or config["server"])

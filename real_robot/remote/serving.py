@@ -26,6 +26,7 @@ from policies.inference.execution import Execution, build_execution
 from policies.policy import Policy
 from real_robot.core.types import PolicyClient
 from real_robot.remote.keys import CHUNK, DELAY, PREV_CHUNK, PROTOCOL, RESERVED, RESET
+from real_robot.remote.lerobot_data import recorded_by_lerobot
 
 
 @dataclass
@@ -220,6 +221,7 @@ def load_served(
     black_box: str | None = None,
     features: Mapping[str, Any] | None = None,
     data: str | Path | None = None,
+    lerobot: Mapping[str, Any] | None = None,
     compiled: bool = False,
     seed: int = 0,
 ) -> ServedPolicy:
@@ -232,6 +234,7 @@ def load_served(
         execution: see ``build_execution``; None is the policy's plain chunks.
         n_action_steps, black_box, features: see ``load_policy``.
         data: of a checkpoint that does not say what it is for, see ``take_recorded``.
+        lerobot: {"units", "calibration"}, where LeRobot recorded ``data``: see ``recorded_by_lerobot``.
         compiled: see ``compile_policy``.
         seed: see ServedPolicy.
     """
@@ -247,8 +250,13 @@ def load_served(
         black_box=black_box,
         features=features,
     )
+    told = None
+    if lerobot is not None and lerobot.get("units"):
+        if data is None or not lerobot.get("calibration"):
+            raise ConfigError("lerobot.units needs data=, what LeRobot has recorded, and lerobot.calibration=.")
+        told = recorded_by_lerobot(data, **lerobot)
     if data is not None:
-        take_recorded(loaded, data)
+        take_recorded(loaded, data, told)
     if compiled:
         compile_policy(loaded)
     options = dict(execution or {"name": "sync"})

@@ -47,11 +47,13 @@ class Calibration:
         robot: "so101".
         joints: in the robot's order.
         gripper: whether the last is one: its position is its opening, 0 to 1 over its whole range.
+        origin: "lerobot" where it was taken over from there.
     """
 
     robot: str
     joints: dict[str, JointCalibration]
     gripper: bool = True
+    origin: str = ""
 
     def __post_init__(self) -> None:
         for name, j in self.joints.items():

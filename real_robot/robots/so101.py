@@ -2,6 +2,7 @@
 
     python -m real_robot.robots.so101 ids port=/dev/ttyACM0                    give new servos their ids, one by one
     python -m real_robot.robots.so101 calibrate port=... out=so101.json       find every joint's range, by hand
+    python -m real_robot.robots.so101 import file=LEROBOT.json out=so101.json take over LeRobot's calibration
     python -m real_robot.robots.so101 show port=... calibration=so101.json    positions while you move the limp arm
     python -m real_robot.robots.so101 hold port=...                           stop where it is, stiff
     python -m real_robot.robots.so101 release port=...                        take the torque away: the arm falls
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.errors import ConfigError
+from data.errors import ConfigError, DeftError
+from real_robot.core.options import options
 from real_robot.core.types import DeviceError, RobotSpec
 from real_robot.robots.feetech import (
     ACCELERATION,
@@ -27,8 +29,9 @@ from real_robot.robots.feetech import (
     TORQUE_LIMIT,
     FeetechServos,
 )
+from real_robot.robots.lerobot_arm import import_calibration
 from real_robot.robots.servo_calibration import Calibration
-from real_robot.robots.servo_commands import Kind, main
+from real_robot.robots.servo_commands import Kind, main, model_ranges
 from real_robot.robots.servo_robot import ServoLeader, ServoRobot, hold_all
 from real_robot.robots.spec import spec_from_model
 
@@ -153,5 +156,24 @@ def last_gasp(port: str, ids: Sequence[int] = IDS, baudrate: int = 1_000_000, pa
     hold_all(FeetechServos(port, baudrate), ids, patience)
 
 
+def take_over(argv: Sequence[str]) -> None:
+    """``import file=LEROBOT.json out=so101.json``."""
+    given = options(argv, {"file": "", "out": ""})
+    if not (given["file"] and given["out"]):
+        raise ConfigError("import needs file=..., LeRobot's calibration of this arm, and out=...")
+    ends = model_ranges(str(MODEL), JOINTS, gripper=True)
+    nominal = {name: (float(a), float(b)) for name, (a, b) in zip(JOINTS[:-1], ends[:-1], strict=True)}
+    made = import_calibration(given["file"], "so101", {**nominal, JOINTS[-1]: None})
+    made.save(given["out"])
+    print(f"Written to {given['out']}. Look at it before anything moves: python -m real_robot.robots.so101 show "
+          f"port=... calibration={given['out']}")  # fmt: skip
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["import"]:
+        try:
+            take_over(sys.argv[2:])
+        except DeftError as e:
+            raise SystemExit(str(e)) from None
+        raise SystemExit(0)
     main(Kind("so101", FeetechServos, JOINTS, IDS, MODEL), sys.argv[1:], __doc__ or "")

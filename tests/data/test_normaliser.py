@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.chunks import ChunkDataset
-from data.errors import ConfigError
+from data.errors import ConfigError, DataError
 from data.normaliser import STATISTICS, Normaliser
 from data.zarr_read import LazyArray
 
@@ -116,3 +116,38 @@ def test_an_action_that_never_varied_stays_still(tmp_path):
     torch.testing.assert_close(out[:, 1], torch.tensor([0.7, -1.0]))
     torch.testing.assert_close(normaliser.normalise("action", low), torch.tensor([0.0, -1.0]))
     torch.testing.assert_close(normaliser.normalise("state", torch.tensor([2.5, 0.5])), torch.tensor([1.0, 0.5]))
+
+
+@settings(deadline=None)
+@given(
+    scale=st.lists(st.floats(0.01, 100).flatmap(lambda x: st.sampled_from([x, -x])), min_size=3, max_size=3),
+    offset=st.lists(st.floats(-10, 10), min_size=3, max_size=3),
+    mode=st.sampled_from(["minmax", "meanstd"]),
+)
+def test_other_units_change_nothing_that_is_normalised(scale, offset, mode):
+    """The last dimension never varied; statistics are those of the changed data."""
+    data = torch.from_numpy(np.random.default_rng(0).normal(size=(50, 3)) * [1.0, 5.0, 0.0] + [0.0, 2.0, 3.0])
+    by, plus = torch.tensor(scale).double(), torch.tensor(offset).double()
+
+    def statistics(x):
+        return {"min": x.amin(0), "max": x.amax(0), "mean": x.mean(0), "std": x.std(0, correction=0)}
+
+    normaliser = Normaliser({"action": mode}, {"action": statistics(data)})
+    before = normaliser.normalise("action", data[:5].float())
+    normaliser.change_units("action", by.numpy(), plus.numpy())
+    changed = by * data + plus
+    size = changed.abs().amax(0) / (by.abs() * torch.tensor([1.0, 5.0, 1e-4])) + 1  # float32 beside the scale
+    after = normaliser.normalise("action", changed[:5].float())
+    assert torch.all((after - before).abs() <= 1e-6 * size)
+    back = normaliser.unnormalise("action", before).double()
+    assert torch.all((back - changed[:5]).abs() <= 1e-5 * changed.abs().amax(0) + 1e-6)
+    for name, value in statistics(changed).items():
+        torch.testing.assert_close(normaliser.statistic("action", name).double(), value, rtol=1e-4, atol=1e-4)
+
+
+def test_units_of_another_size_are_refused():
+    one = torch.ones(2)
+    normaliser = Normaliser({"a": "minmax"}, {"a": {"min": -one, "max": one, "mean": 0 * one, "std": one}})
+    for scale in (np.ones(3), np.array([1.0, 0.0])):
+        with pytest.raises(DataError, match="'a' has 2 dimensions"):
+            normaliser.change_units("a", scale, np.zeros(2))
