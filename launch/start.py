@@ -62,7 +62,7 @@ def check_stop_at(config: Mapping[str, Any]) -> None:
     if not config["eval"]["every"]:
         raise ConfigError(
             f"algo.stop_at={rate} looks at evaluations during training, and there are none: give eval.every=5000, "
-            "or another number of environment steps."
+            "or another number of environment steps, or algo.stop_at=null."
         )
 
 

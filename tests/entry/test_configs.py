@@ -59,7 +59,7 @@ def test_defaults_follow_the_observation():
 
 
 IMPROVES = {  # experiments that start from another one's policy
-    "improve": "improve_base", "residual_paper": "improve_base", "dsrl_paper": "improve_base",
+    "improve": "improve_base", "residual_long": "improve_base", "residual_paper": "improve_base", "dsrl_paper": "improve_base",
     "residual_ppo_paper": "improve_base", "dppo_paper": "dppo_base",
     "manicm_paper": "improve_base", "consistency_policy_paper": "improve_base",
     "consistency_metaworld": "dp3_metaworld",
@@ -95,7 +95,7 @@ def test_experiment_runs(server, root, tmp_path, name):
         assert summary["step"] == 2
     if name in IMPROVES:
         distils = name.startswith(("manicm", "consistency"))
-        few = updates if distils else few
+        few = updates if distils else [*few, *(["algo.stop_at=null"] if name == "residual_long" else [])]
         summary = run_briefly(server, root, tmp_path / "next", name, f"base={tmp_path / 'run'}", *few)
         assert summary["step"] >= (2 if distils else 12)  # whole decisions
     assert set(summary) >= EVAL_KEYS
