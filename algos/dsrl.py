@@ -35,13 +35,14 @@ from torch import Tensor
 
 from algos.critic import EnsembleMLP, adam, frozen, move_towards, random_members, regress
 from algos.demos import Demo
+from algos.explorer import Decision
 from algos.features import CriticFeatures, Sight
 from algos.off_policy import OffPolicy
 from algos.rates import FallingRates
 from algos.replay import Transition
 from algos.soft_actor import SoftActor
 from algos.steered import Steer, SteeredPolicy
-from data.chunks import executed_slice
+from algos.steerer import Steerer
 from policies.policy import Metrics, Obs, Policy
 
 SEARCHED = 128  # draws of noise among which a demonstration's is looked for
@@ -153,60 +154,41 @@ class DSRL:
             seed=seed,
         )
         self.generator = self.core.generator
-        self._now: dict[str, Tensor] = {}
+        self.acting = Steerer(
+            self.policy,
+            self.sight,
+            self.core.roles,
+            self.generator,
+            n_candidates=n_candidates if self.critic is not None else 0,
+        )
 
     # ------------------------------------------------------------------ acting
-
-    def _gaussian(self, n: int) -> Float[Tensor, "n d"]:
-        return torch.randn(n, self.policy.steer_dim, generator=self.generator)
-
-    def _chunk(self, tokens: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The executed actions (B, Ta, Da) in environment units, and flat in [-1, 1] as the critic sees them."""
-        drawn = self.base.draw_noise(len(w), self.generator)
-        chunk = self.base.unnormalise_action(self.base.decode(tokens, self.policy.noise(w, drawn)))
-        actions = chunk[:, executed_slice(self.base.n_obs_steps, self.base.n_action_steps)]
-        return actions, self.policy.range.unit(actions).flatten(1)
-
-    def _see(self, obs: Obs) -> dict[str, Tensor]:
-        """What is stored of an observation: features for the critics, tokens for the base."""
-        tokens = self.base.encode(obs)
-        return {**self.sight(obs, tokens), "tokens": tokens}
 
     def _judged(self, obs: Obs, action: Float[Tensor, "b d"]) -> Float[Tensor, "b fd"]:
         """What a critic sees of a batch: observation, and noise or flat chunk."""
         return torch.cat([obs[self.sight.of_critic][:, 0], action], 1)
 
-    def _candidates(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Noise (B, M, D) and what the base makes of it (B, M, Ta * Da)."""
-        if self.critic is None:
-            return {}
-        m = self.n_candidates
-        w = self._gaussian(len(tokens) * m) if self.policy.kind != "offset" else self._anywhere(len(tokens) * m)
-        _, actions = self._chunk(tokens.repeat_interleave(m, 0), w)
-        return {"w": w.unflatten(0, (-1, m)), "chunk": actions.unflatten(0, (-1, m))}
-
-    @torch.no_grad()
     def explore(self, obs: Obs, fresh: Bool[Tensor, " n"]) -> Float[Tensor, "n ta da"]:
         """Chunks for the environments; ``fresh`` marks those whose episode has just begun."""
-        self.core.begin_episodes(fresh)
-        seen = self._see(obs)
-        eps = self._gaussian(len(fresh))
-        steered, _ = self.policy.draw(seen["features"], torch.where(self.core.roles.quiet[:, None], 0.0, eps))
-        alone = self.core.roles.base_only
-        if self.core.warming_up and self.policy.kind == "offset":
-            alone = alone & self.core.roles.quiet  # the others show what the untrained actor's noise does
-        w = torch.where(alone[:, None], self.policy.unsteered(eps), steered)
-        actions, unit = self._chunk(seen["tokens"], w)
-        self._now = {**seen, "action": w if self.critic is None else unit}
-        return actions
+        self.core.roles.warming_up = self.core.warming_up
+        return self.acting.explore(obs, fresh)
 
-    @torch.no_grad()
     def observe(self, step: Any) -> None:
         """Stores the transition that followed ``explore``; ``step`` is a ChunkStep."""
-        now, after = self._now, self._see(step.next_obs)
-        extras = self._candidates(now["tokens"])
-        trusted = self.core.store({k: now[k] for k in after}, now["action"], step, after, extras)
+        self.store(self.acting.observe(step))
+
+    def store(self, decision: Decision) -> None:
+        """Keeps what an acting half did, this one or another, and books how its episodes ended."""
+        core, roles = self.core, self.core.roles
+        roles.base_only, roles.quiet = decision.base_only, decision.quiet
+        core.replay.cut(decision.fresh)
+        trusted = core.store(decision.seen, decision.action, decision, decision.after, decision.extras)
         self.policy.active.fill_(trusted)
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """What an acting half elsewhere has to know by now."""
+        self.core.roles.warming_up = self.core.warming_up
+        return self.acting.weights()
 
     @property
     def counters(self) -> dict[str, float]:
@@ -220,23 +202,20 @@ class DSRL:
     @torch.no_grad()
     def add_demo(self, demo: Demo) -> None:
         """A demonstration, chunk by chunk; for a critic in noise space, as the noise that comes closest to it."""
-        seen, unit = self._see(demo.windows), self.policy.range.unit(demo.actions)
+        seen, unit = self.acting.see(demo.windows), self.policy.range.unit(demo.actions)
         tokens = seen["tokens"][:-1]
         if self.critic is None:
             self.core.store_demo(demo, seen, self._nearest_noise(tokens, unit))
         else:
-            self.core.store_demo(demo, seen, unit.flatten(1), self._candidates(tokens))
-
-    def _anywhere(self, n: int) -> Float[Tensor, "n d"]:
-        return (torch.rand(n, self.policy.steer_dim, generator=self.generator) * 2 - 1) * self.policy.bound
+            self.core.store_demo(demo, seen, unit.flatten(1), self.acting.candidates(tokens))
 
     def _nearest_noise(self, tokens: Float[Tensor, "n l c"], chunks: Float[Tensor, "n ta da"]) -> Float[Tensor, "n d"]:
         """Of ``SEARCHED`` uniform draws of w the one whose chunk goes, on the mean, where ``chunks`` go."""
         n = len(tokens)
-        w = self._anywhere(n * SEARCHED).unflatten(0, (n, SEARCHED))
+        w = self.acting.anywhere(n * SEARCHED).unflatten(0, (n, SEARCHED))
         if self.policy.kind == "offset":
             w[..., -1] = -self.policy.bound  # nothing is left to chance
-        _, found = self._chunk(tokens.repeat_interleave(SEARCHED, 0), w.flatten(0, 1))
+        _, found = self.acting.chunk(tokens.repeat_interleave(SEARCHED, 0), w.flatten(0, 1))
         means = found.view(n, SEARCHED, *chunks.shape[1:]).mean(2)
         distance = (means - chunks.mean(1)[:, None]).square().sum(-1)
         return w[torch.arange(n), distance.argmin(1)]
@@ -260,12 +239,12 @@ class DSRL:
     def td_target(self, batch: Transition) -> Float[Tensor, " b"]:
         """y."""
         features, tokens = batch.next_obs["features"][:, 0], batch.next_obs["tokens"][:, 0]
-        eps = self._gaussian(len(features))
+        eps = self.acting.gaussian(len(features))
         if self.core.warming_up:  # the policy that acts is still the base
             w, log_prob = self.policy.unsteered(eps), torch.zeros(len(eps))
         else:
             w, log_prob = self.policy.draw(features, eps)
-        action = w if self.critic is None else self._chunk(tokens, w)[1]
+        action = w if self.critic is None else self.acting.chunk(tokens, w)[1]
         members = random_members(self.target.n_members, self.n_target_critics, self.generator)
         value = self.target(self._judged(batch.next_obs, action), members)[..., 0].min(0).values
         if self.backup_entropy:
@@ -297,7 +276,7 @@ class DSRL:
     def update_actor(self, batch: Transition) -> Metrics:
         """L_pi, and alpha towards the target entropy."""
         features = batch.obs["features"][:, 0]
-        w, log_prob = self.policy.draw(features, self._gaussian(len(features)))
+        w, log_prob = self.policy.draw(features, self.acting.gaussian(len(features)))
         with frozen(self.noise_critic):
             q = self.noise_critic(self._judged(batch.obs, w))[..., 0].mean(0)
         moved = w[:, :-1] if self.policy.kind == "offset" else w

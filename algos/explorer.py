@@ -28,11 +28,11 @@ class Decision(NamedTuple):
 
     Attributes:
         seen, after: per key, what was seen before and after it, as ``Sight`` keeps it.
-        action: as the critics see it; extras: "base" and "next_base", the base's actions then and afterwards.
+        action: as the critics see it; extras: what else the learner stores, such as the base's actions.
         reward, discount, terminated, truncated, success, n_steps: as in ``ChunkStep``.
         fresh: whether the episode began with it.
         base_only, quiet: how the episode is acted (algos.roles).
-        books: (2, A), what every temperature has won and lost by now.
+        books: (2, A), what every temperature that is tried has won and lost by now.
     """
 
     seen: dict[str, Tensor]

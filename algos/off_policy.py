@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from algos.demos import Demo
@@ -73,12 +73,6 @@ class OffPolicy:
     def warming_up(self) -> bool:
         """Whether the actor has to wait."""
         return self.env_steps < self.warmup_steps
-
-    def begin_episodes(self, fresh: Bool[Tensor, " n"]) -> None:
-        """Draws which of the ``fresh`` episodes the base acts alone, and which are acted without noise."""
-        self.replay.cut(fresh)
-        self.roles.warming_up = self.warming_up
-        self.roles.begin(fresh, self.generator)
 
     def store(
         self,

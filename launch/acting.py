@@ -105,11 +105,14 @@ def start_acting(
     if is_live(env_args) and config["task"].get("actor", "learner") != "learner":
         if config["task"]["actor"] != "robot":
             raise ConfigError(f"task.actor is learner or robot, not '{config['task']['actor']}'.")
+        from algos.dsrl import DSRL
         from algos.residual import Residual
         from real_robot.live.remote_actor import RemoteActor
 
-        if not isinstance(learner, Residual):
-            raise ConfigError(f"task.actor=robot takes algo=residual; algo={algo['name']} acts where it learns.")
+        if not isinstance(learner, Residual | DSRL):
+            raise ConfigError(
+                f"task.actor=robot takes algo=residual or dsrl; algo={algo['name']} acts where it learns."
+            )
         return RemoteActor(learner, env_args, policy_config, gamma=algo["gamma"], seed=config["seed"])
     env = ChunkEnv(
         with_observations(env_args, algo.get("critic_obs") or []),

@@ -25,6 +25,8 @@ import torch
 
 from algos.corrected import ResidualPolicy
 from algos.explorer import Explorer
+from algos.steered import SteeredPolicy
+from algos.steerer import Steerer
 from data.construct import construct
 from data.errors import ConfigError, ContractError, DataError
 from policies.checkpoint import check_contract, load_policy
@@ -119,10 +121,13 @@ class ServedActor:
             for name, data in self._files.items():
                 (Path(folder) / name).write_bytes(data)
             policy = load_policy(folder, device=self._device)
-        if not isinstance(policy, ResidualPolicy):
-            raise ContractError(f"A {type(policy).__name__} cannot explore here; task.actor=robot takes algo=residual.")
-        stream = int(request["stream"])
-        explorer = construct(Explorer.elsewhere, request["explorer"], "explorer", policy=policy, seed=stream)
+        stream, options = int(request["stream"]), request["explorer"]
+        if isinstance(policy, ResidualPolicy):
+            explorer = construct(Explorer.elsewhere, options, "explorer", policy=policy, seed=stream)
+        elif isinstance(policy, SteeredPolicy):
+            explorer = construct(Steerer.elsewhere, options, "explorer", policy=policy, seed=stream)
+        else:
+            raise ContractError(f"A {type(policy).__name__} cannot explore here: algo=residual and dsrl can.")
         actor = Actor(
             explorer,
             gamma=float(request["gamma"]),

@@ -1,8 +1,9 @@
 """The acting half of a learner, on the robot's machine: explores by itself, and keeps what it did until that is safe.
 
 A thread of the serving process runs the loop that train.py runs where it asks the robot step by step: the same
-environment (``LiveEnv``), the same windows (``Slot``), the same ``Explorer``. Between two decisions nothing is waited
-for but the base's inference. New weights are taken between two decisions, as in a learner's own process.
+environment (``LiveEnv``), the same windows (``Slot``), the same ``Explorer`` (of algo=dsrl: ``Steerer``). Between two
+decisions nothing is waited for but the base's inference. New weights are taken between two decisions, as in a learner's
+own process.
 
 An episode that has begun is finished whatever becomes of the learner. None begins while the learner has been silent for
 ``HELD`` s or has not fetched the last ``keep`` bytes, so nothing that was done is ever thrown away before it was
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from algos.explorer import Explorer
+from algos.steerer import Steerer
 from data.errors import ContractError, DeftError
 from envs.base import ChunkStep
 from envs.seeds import rollout_seed
@@ -82,7 +84,15 @@ class Actor:
     """
 
     def __init__(
-        self, explorer: Explorer, *, gamma: float, seed: int, number: int, episode: int, keep: int, threads: int = 1
+        self,
+        explorer: Explorer | Steerer,
+        *,
+        gamma: float,
+        seed: int,
+        number: int,
+        episode: int,
+        keep: int,
+        threads: int = 1,
     ):
         self.explorer, self.gamma, self.seed, self.keep, self._threads = explorer, gamma, seed, keep, threads
         self.number = self._fetched = number

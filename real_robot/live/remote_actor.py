@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from algos.dsrl import DSRL
 from algos.explorer import Decision
 from algos.residual import Residual
 from data.errors import ConfigError, ContractError, DataError
@@ -62,7 +63,7 @@ class RemoteActor:
 
     def __init__(
         self,
-        learner: Residual,
+        learner: Residual | DSRL,
         env_args: Mapping[str, Any],
         policy_config: Mapping[str, Any],
         *,

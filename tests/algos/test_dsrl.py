@@ -125,7 +125,7 @@ def test_td_target_by_hand(make_base):
     learner = DSRL(make_base(), 1, **NA, n_target_critics=3, value_low=None, value_high=None)
     n, f = 5, learner.policy.features.out_dim()
     obs = {"state": torch.randn(n, 2, 4)}
-    seen = {k: v[:, None] for k, v in learner._see(obs).items()}
+    seen = {k: v[:, None] for k, v in learner.acting.see(obs).items()}
     assert seen["features"].shape == (n, 1, f)
     batch = Transition(
         obs={}, action=torch.zeros(n, 8), reward=torch.rand(n), discount=torch.rand(n), done=torch.zeros(n) > 0,
@@ -171,9 +171,9 @@ def test_demonstrations_become_the_noise_that_leads_to_them(make_base, steer):
     if steer == "offset":
         w[:, -1] = -2.5
     with torch.no_grad():
-        demonstrated = learner._chunk(tokens, w)[1].view(20, 4, 2)
-        found = learner._chunk(tokens, learner._nearest_noise(tokens, demonstrated))[1].view(20, 4, 2)
-        other = learner._chunk(tokens, w[torch.randperm(20)])[1].view(20, 4, 2)
+        demonstrated = learner.acting.chunk(tokens, w)[1].view(20, 4, 2)
+        found = learner.acting.chunk(tokens, learner._nearest_noise(tokens, demonstrated))[1].view(20, 4, 2)
+        other = learner.acting.chunk(tokens, w[torch.randperm(20)])[1].view(20, 4, 2)
     error = (found - demonstrated).mean(1).norm(dim=1).mean()
     assert error < 0.3 * (other - demonstrated).mean(1).norm(dim=1).mean()
 
@@ -195,9 +195,9 @@ def test_distilled_critic_is_the_critic_of_the_chunk(make_base, store):
         learner.distill(learner.core.replay.sample(64, generator=learner.generator))
     batch = learner.core.replay.sample(256, generator=learner.generator)
     features, tokens = batch.obs["features"][:, 0], batch.obs["tokens"][:, 0]
-    w = learner._gaussian(256)
+    w = learner.acting.gaussian(256)
     with torch.no_grad():
-        truth = learner.critic(torch.cat([features, learner._chunk(tokens, w)[1]], 1))[..., 0].mean(0)
+        truth = learner.critic(torch.cat([features, learner.acting.chunk(tokens, w)[1]], 1))[..., 0].mean(0)
         got = learner.noise_critic(torch.cat([features, w], 1))[..., 0].mean(0)
     error = (got - truth).square().mean() / truth.var()
     assert float(error) < 0.3, float(error)

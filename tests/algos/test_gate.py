@@ -81,7 +81,8 @@ def test_a_base_that_was_not_measured_is_measured_in_training():
         core = OffPolicy(1, **options)
         core.trust.base(*beforehand)
         for success in (True, False, True, False, None):  # the last one is cut before anything was done
-            core.begin_episodes(~no)
+            core.roles.warming_up = core.warming_up
+            core.roles.begin(~no, core.generator)
             steps = torch.tensor([0 if success is None else 4])
             won = torch.tensor([bool(success)])
             core.store(x, torch.zeros(1, 1), ChunkStep(x, x, won * 1.0, ~won * 1.0, won, ~won, won, steps), x)

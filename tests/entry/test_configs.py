@@ -59,8 +59,8 @@ def test_defaults_follow_the_observation():
 
 
 IMPROVES = {  # experiments that start from another one's policy
-    "improve": "improve_base", "residual_long": "improve_base", "residual_paper": "improve_base", "dsrl_paper": "improve_base",
-    "residual_ppo_paper": "improve_base", "dppo_paper": "dppo_base",
+    "improve": "improve_base", "residual_long": "improve_base", "residual_paper": "improve_base",
+    "dsrl_paper": "improve_base", "residual_ppo_paper": "improve_base", "dppo_paper": "dppo_base",
     "manicm_paper": "improve_base", "consistency_policy_paper": "improve_base",
     "consistency_metaworld": "dp3_metaworld",
 }  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from algos.dsrl import DSRL
 from algos.explorer import Decision
 from algos.residual import Residual
 from data.episodes import EpisodeStore
@@ -47,7 +48,7 @@ CONFIG = {
     "encoder": {"state": {"hidden": [8]}},
 }
 SMALL = {
-    "hold": HOLD, "hidden": [16], "critic_hidden": [16], "n_critics": 2, "batch_size": 8, "learning_starts": 10**6,
+    "hidden": [16], "critic_hidden": [16], "n_critics": 2, "batch_size": 8, "learning_starts": 10**6,
     "warmup_steps": 0, "base_fraction": 0.3, "seed": SEED,
 }  # fmt: skip
 
@@ -80,12 +81,18 @@ def table(request):
     table.close()
 
 
-def learner_of(base, **more):
-    """With corrections that are not zero."""
+def learner_of(base, kind="residual"):
+    """With corrections that are not zero, or noise that is steered: "dsrl", or "na"."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        learner = Residual(base, 1, **SMALL | more)
-        for net in (learner.actor, learner.policy.actor):
+        if kind == "residual":
+            learner = Residual(base, 1, hold=HOLD, **SMALL)
+            nets = [learner.actor, learner.policy.actor]
+        else:
+            base.n_action_steps = HOLD
+            learner = DSRL(base, 1, variant="na" if kind == "na" else "sac", n_candidates=3, **SMALL)
+            nets = [learner.policy.actor]
+        for net in nets:
             for p in net.parameters():
                 p.data += 0.3 * torch.randn_like(p)
     return learner
@@ -93,7 +100,8 @@ def learner_of(base, **more):
 
 def remote_of(learner, table, **changes):
     args = table.args(episode_length=14, **changes)
-    return RemoteActor(learner, args, wrapped_config(learner.policy, CONFIG), gamma=GAMMA, seed=SEED)
+    of_base = CONFIG | {"n_action_steps": learner.base.n_action_steps}
+    return RemoteActor(learner, args, wrapped_config(learner.policy, of_base), gamma=GAMMA, seed=SEED)
 
 
 def disturb(table):
@@ -133,12 +141,13 @@ def run(acting, learner, n):
 N = 16
 
 
-@pytest.fixture(scope="module")
-def local(base_of):
-    """A learner that has asked step by step, N decisions long."""
+@pytest.fixture(scope="module", params=["residual", "dsrl", "na"])
+def local(base_of, request):
+    """A learner that has asked step by step, N decisions long; its ``kind``."""
     table = Table()
     try:
-        learner = learner_of(base_of(table))
+        learner = learner_of(base_of(table), request.param)
+        learner.kind = request.param
         learner.generator.manual_seed(stream(SEED, 0))
         env = ChunkEnv(table.args(episode_length=14), n_envs=1, n_obs_steps=2, n_action_steps=HOLD, gamma=GAMMA,
                        in_process=True, base_seed=SEED)  # fmt: skip
@@ -166,12 +175,17 @@ def test_the_disturbances_are_seen(local):
     stored = rows(local, N)
     assert (stored.discount[stored.done] > 0).sum() >= 3  # cut or late
     assert int((stored.done & (stored.discount == 0)).sum()) == 1  # the success
-    assert not torch.equal(stored.action, stored.extras["base"])
+    if local.kind == "residual":
+        assert not torch.equal(stored.action, stored.extras["base"])
+    else:
+        assert set(stored.obs) == {"features", "tokens"}
+        assert set(stored.extras) == ({"w", "chunk"} if local.kind == "na" else set())
+    assert len(stored.action.flatten(1).unique(dim=0)) > N // 2
 
 
 def test_what_is_stored_is_what_a_local_actor_would_have_stored(table, base_of, local):
     """To the bit, over a connection that is lost at every third request, and in a learner that is resumed."""
-    learner = learner_of(base_of(table))
+    learner = learner_of(base_of(table), local.kind)
     acting = remote_of(learner, table)
     disturb(table)
     acting.reset()
@@ -180,7 +194,7 @@ def test_what_is_stored_is_what_a_local_actor_would_have_stored(table, base_of, 
     state = {k: torch.load(_saved(v), weights_only=False) for k, v in state.items()}
     run(acting, learner, 9)  # of which nothing is left
     cut(acting)
-    learner = learner_of(base_of(table))
+    learner = learner_of(base_of(table), local.kind)
     acting = remote_of(learner, table)
     learner.load_state_dict(state["algo"])
     acting.load_state_dict(state)
@@ -196,7 +210,8 @@ def test_what_is_stored_is_what_a_local_actor_would_have_stored(table, base_of, 
     acting.close()
     assert next(asks) >= 6
     assert_same(learner, local)
-    assert torch.equal(learner.temperature.books, local.temperature.books)
+    if local.kind == "residual":
+        assert torch.equal(learner.temperature.books, local.temperature.books)
     assert list(learner.core.trust.recent) == list(local.core.trust.recent)
     assert learner.core.env_steps == local.core.env_steps
     assert acting.state_dict()["actor"]["episodes"] >= 4
@@ -360,9 +375,9 @@ def test_refusals(table, base_of):
         acting.reset()
     acting.close()
     live = TaskSpec("x", {}, FieldSpec((1,), "float32", "action"), env_args={"suite": "real"})
-    for actor, says in (("robot", "algo=residual; algo=dsrl"), ("elsewhere", "learner or robot")):
+    for actor, says in (("robot", "algo=residual or dsrl; algo=rlpd"), ("elsewhere", "learner or robot")):
         with pytest.raises(ConfigError, match=says):
-            start_acting({"algo": {"name": "dsrl"}, "task": {"actor": actor}}, learner.core, live, {})
+            start_acting({"algo": {"name": "rlpd"}, "task": {"actor": actor}}, learner.core, live, {})
 
 
 def test_a_failure_of_the_actor_is_told(table, base_of):
