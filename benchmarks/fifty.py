@@ -65,25 +65,29 @@ def row(root: Path, task: str) -> str:
 
 
 def plot(root: Path, tasks: list[str]) -> None:
-    """Base and final success of every task that has ended, with their intervals."""
+    """Base and final success of every task that has ended, with their intervals, best bases first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    ended = [t for t in tasks if final(root, t) is not None]
-    figure = Figure(figsize=(8, 1 + 0.2 * len(ended)), layout="constrained")
+    found = [(t, base, last) for t in tasks if (base := read(root / t)) and (last := final(root, t))]
+    found.sort(key=lambda row: row[1]["success_rate"])
+    figure = Figure(figsize=(8, 1 + 0.2 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    bases, tuned = [read(root / t) or {} for t in ended], [final(root, t) or {} for t in ended]
-    for results, colour, label in ((bases, "#999999", "10 demonstrations"), (tuned, "#d1495b", "and residual RL")):
-        rates = [r["success_rate"] for r in results]
-        errors = [
-            [rate - r["success_ci95"][0] for rate, r in zip(rates, results, strict=True)],
-            [r["success_ci95"][1] - rate for rate, r in zip(rates, results, strict=True)],
-        ]
-        axes.errorbar(rates, range(len(ended)), xerr=errors, fmt="o", ms=4, color=colour, label=label)
-    axes.set(yticks=range(len(ended)), yticklabels=ended, xlim=(-0.02, 1.02), xlabel="success (95 % interval)")
+    for y, (_, base, last) in enumerate(found):
+        tuned = not enough(base)
+        if tuned:
+            axes.plot([base["success_rate"], last["success_rate"]], [y, y], color="#d1495b", alpha=0.25, lw=5)
+        for result, colour in ((base, "#777777"), (last, "#d1495b"))[: 1 + tuned]:
+            axes.plot(result["success_ci95"], [y, y], color=colour, lw=1.5)
+            axes.plot([result["success_rate"]], [y], "o", ms=4, color=colour)
+    axes.plot([], [], "o-", ms=4, color="#777777", label="10 demonstrations, behaviour cloning")
+    axes.plot([], [], "o-", ms=4, color="#d1495b", label="and residual RL")
+    axes.axvline(GOAL, color="black", lw=0.8, ls=":")
+    axes.set(yticks=range(len(found)), yticklabels=[t.removesuffix("-v3") for t, *_ in found], xlim=(0, 1.02))
+    axes.set(xlabel="success (95 % interval)", ylim=(-1, len(found)))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper left")
     figure.savefig(root / "fifty.png", dpi=110)
 
 
@@ -92,6 +96,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=task_names())
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--root", type=Path, default=ROOT / "runs" / "fifty")
+    parser.add_argument("--report", action="store_true", help="print what is there and run nothing")
     parser.add_argument("overrides", nargs="*", help="after --: options of train.py for the fine-tuning runs")
     args = parser.parse_args()
     args.root.mkdir(parents=True, exist_ok=True)
@@ -102,6 +107,9 @@ def main() -> None:
         plot(args.root, args.tasks)
         print("\n" + table, flush=True)
 
+    if args.report:
+        report()
+        return
     side_by_side([partial(clone, args.root, t) for t in args.tasks], args.jobs, report)
     side_by_side([partial(improve, args.root, t, args.overrides) for t in args.tasks], args.jobs, report)
 
