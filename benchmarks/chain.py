@@ -5,6 +5,7 @@ What benchmarks/results holds of a run (records.py) stands for the run itself, u
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -40,6 +41,12 @@ def ensure_run(folder: Path, overrides: Sequence[str], *, checkpoint: bool = Fal
     result = read(folder)
     assert result is not None
     return result
+
+
+def check_root(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where other options for train.py would be answered with results of the usual ones."""
+    if args.overrides and args.root == parser.get_default("root"):
+        parser.error("options after -- want a --root of their own: what is in the usual one is not of these options.")
 
 
 def ensure_evaluation(out: Path, argv: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from chain import ROOT, ensure_run, interval, percent, side_by_side
+from chain import ROOT, check_root, ensure_run, interval, percent, side_by_side
 from records import read
 
 from envs.metaworld import task_names
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print what is there and run nothing")
     parser.add_argument("overrides", nargs="*", help="after --: options of train.py for the fine-tuning runs")
     args = parser.parse_args()
+    check_root(parser, args)
     args.root.mkdir(parents=True, exist_ok=True)
 
     def report() -> None:

@@ -15,7 +15,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from chain import ROOT, ensure_run, interval, percent, side_by_side
+from chain import ROOT, check_root, ensure_run, interval, percent, side_by_side
 from records import read
 
 # Of each class, easy to very hard, on which such a base starts at 30 to 80 %
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print what is there and run nothing")
     parser.add_argument("overrides", nargs="*", help="after --: options of train.py for the fine-tuning runs")
     args = parser.parse_args()
+    check_root(parser, args)
     cases = [(t, s, args.obs, m) for s in args.seeds for t in args.tasks for m in args.methods]
 
     def report() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from chain import ROOT, ensure_evaluation, ensure_run, errorbars, interval, percent, side_by_side
+from chain import ROOT, check_root, ensure_evaluation, ensure_run, errorbars, interval, percent, side_by_side
 from records import read
 
 TOY = ["task=toy", "task.either_side=true", "task.speed=0.03", "task.episode_length=140", "obs=state"]
@@ -106,6 +106,7 @@ def main() -> None:
         "overrides", nargs="*", help="after --: options of train.py, e.g. task=metaworld task.name=... obs=state"
     )
     args = parser.parse_args()
+    check_root(parser, args)
     root = args.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
 

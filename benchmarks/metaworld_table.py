@@ -3,9 +3,8 @@
     python benchmarks/metaworld_table.py [--size small] [--methods mp1 deft] [--tasks hammer-v3 ...] [--seeds 0 1 2]
 
 Resumes where it was stopped, and goes on from what benchmarks/results holds (records.py); --report prints what is there
-and runs nothing; writes table.md, and success against latency as a plot, beside the runs; ms is
-the median time of one chunk on one thread. Success is that of the final
-checkpoint over 100 episodes with its Wilson interval.
+and runs nothing; writes table.md, and success against latency as a plot, beside the runs; ms is the median time of one
+chunk on one thread. Success is that of the final checkpoint over 100 episodes with its Wilson interval.
 "top 5" is the mean of the five best of all evaluations during training (six of 10 episodes with --size small, fifteen
 of 20 otherwise), the figure that DP3 and its successors publish: it is the more favourable, and printed for comparison
 only. With --size small, dp takes 16 DDIM steps, as Diffusion Policy does on robots, instead of 100 of DDPM.
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from chain import ROOT, ensure_run, interval, percent, side_by_side
+from chain import ROOT, check_root, ensure_run, interval, percent, side_by_side
 from records import read
 
 from configs.loader import load_config
@@ -115,6 +114,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print what is there and run nothing")
     parser.add_argument("overrides", nargs="*", help="after --: options of train.py")
     args = parser.parse_args()
+    check_root(parser, args)
     root = (args.root or ROOT / "runs" / f"table-{args.size}").resolve()
     root.mkdir(parents=True, exist_ok=True)
     cases = [(t, s, m) for s in args.seeds for t in args.tasks for m in args.methods]

@@ -46,9 +46,8 @@ def measured(folder: Path) -> dict[str, Any] | None:
     out = json.loads((folder / "eval.json").read_text())
     if (folder / "metrics.jsonl").exists():
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        out["evaluations"] = [[r["step"], r["success_rate"]] for r in lines if "success_rate" in r][
-            :-1
-        ]  # the final one
+        rates = [[r["step"], r["success_rate"]] for r in lines if "success_rate" in r]
+        out["evaluations"] = rates[:-1]  # the last is the final one
         paced = [r for r in lines if "samples_per_s" in r]
         if paced:
             batch_size = yaml.safe_load((folder / "config.yaml").read_text())["algo"]["batch_size"]
