@@ -22,6 +22,8 @@ from algos.roles import Roles
 from algos.temperature import Temperature
 from policies.policy import Obs
 
+OF_STEP = ("reward", "discount", "terminated", "truncated", "success", "n_steps")
+
 
 class Decision(NamedTuple):
     """One decision of N environments and what came of it, whole; tensors with leading axis N.
@@ -49,6 +51,12 @@ class Decision(NamedTuple):
     base_only: Tensor
     quiet: Tensor
     books: Tensor
+
+    @classmethod
+    def of(cls, step: Any, roles: Roles, fresh: Bool[Tensor, " n"], **own: Any) -> Decision:
+        """With what a ChunkStep and the episodes' roles say; ``own`` are the fields that the acting half knows."""
+        told = {name: getattr(step, name) for name in OF_STEP}
+        return cls(**told, base_only=roles.base_only, quiet=roles.quiet, fresh=fresh, **own)
 
 
 class Explorer:
@@ -169,20 +177,14 @@ class Explorer:
         base = self.policy.range.unit(self._next(step.next_obs, ~step.terminated))
         for env in (step.terminated | step.truncated).nonzero()[:, 0].tolist():
             self.temperature.add(env, bool(step.success[env]))
-        decision = Decision(
+        decision = Decision.of(
+            step,
+            self.roles,
+            self._fresh,
             seen=self.seen,
             after=after,
             extras={"base": self.now["base"], "next_base": base},
             action=self.now["action"],
-            reward=step.reward,
-            discount=step.discount,
-            terminated=step.terminated,
-            truncated=step.truncated,
-            success=step.success,
-            n_steps=step.n_steps,
-            fresh=self._fresh,
-            base_only=self.roles.base_only,
-            quiet=self.roles.quiet,
             books=self.temperature.books,
         )
         self.now, self.seen = {"base": base}, after

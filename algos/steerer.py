@@ -123,19 +123,13 @@ class Steerer:
     def observe(self, step: Any) -> Decision:
         """The decision of ``explore`` and what followed it; ``step`` is a ChunkStep."""
         after = self.see(step.next_obs)
-        return Decision(
+        return Decision.of(
+            step,
+            self.roles,
+            self._fresh,
             seen={k: self.now[k] for k in after},
             after=after,
             extras=self.candidates(self.now["tokens"]),
             action=self.now["action"],
-            reward=step.reward,
-            discount=step.discount,
-            terminated=step.terminated,
-            truncated=step.truncated,
-            success=step.success,
-            n_steps=step.n_steps,
-            fresh=self._fresh,
-            base_only=self.roles.base_only,
-            quiet=self.roles.quiet,
             books=torch.zeros(2, 0, dtype=torch.float64),
         )
