@@ -53,6 +53,7 @@ from policies.build import build_policy, normaliser_modes
 from policies.checkpoint import wrapped_config
 from policies.chunk_policy import ChunkPolicy
 from policies.policy import Policy
+from policies.precision import large_products
 
 USAGE = "python train.py [task.name=door-open-v3] [obs=pointcloud] [policy=flow] [key=value ...] | resume=RUN_DIR"
 FINE_TUNERS = {"residual": Residual, "dsrl": DSRL, "dppo": DPPO, "residual_ppo": ResidualPPO}
@@ -141,7 +142,8 @@ class Imitation(Session):
                     self.save()  # a kill during the evaluation then repeats only that
                     self.evaluate(stop, final=False)
                     started += time.perf_counter() - before
-                self.metrics = self.algo.update(self.dataset.batch(next(self.sampler)))
+                with large_products():
+                    self.metrics = self.algo.update(self.dataset.batch(next(self.sampler)))
                 self.step += 1
                 if self.accelerator.device.type == "cpu":  # elsewhere, looking at every loss would hold up the device
                     self.check_finite()
@@ -278,10 +280,10 @@ class FineTuning(Session):
                 before, started = self.step, time.perf_counter()
                 self.acting.begin()  # algo.explore; environments begin to do it
                 if not self.algo.on_policy:  # learns from what came before, while others act
-                    self.metrics |= self.algo.update()
+                    self.learn()
                 result = self.acting.finish()  # algo.observe
                 if self.algo.on_policy:
-                    self.metrics |= self.algo.update()
+                    self.learn()
                 self.step += int(result.n_steps.sum())
                 self.check_finite()
                 self.history.add(result, time.perf_counter() - started)
@@ -290,6 +292,11 @@ class FineTuning(Session):
                     bar.update(self.step, self.history.note())
                 if crossed(before, self.step, config["algo"]["save_every"]) or self.step >= self.env_steps:
                     self.save()
+
+    def learn(self) -> None:
+        """The updates that are due."""
+        with large_products():
+            self.metrics |= self.algo.update()
 
     def facts(self, *, final: bool) -> dict[str, Any]:
         """Base, dip, steps to 90 and 95 %, time."""

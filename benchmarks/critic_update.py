@@ -4,7 +4,8 @@
     .venv-peers/bin/python benchmarks/critic_update.py        # and stable-baselines3 (pip install stable-baselines3)
 
 One critic update: targets by the minimum over 2 of E target critics, loss and gradient of all E, Adam, moving average.
-The loop does the same on ten torch.nn.Sequential with the same initial weights, and must arrive at the same loss.
+The loop does the same on ten torch.nn.Sequential with the same initial weights, and must arrive at the same loss; it is
+timed as torch comes, and with the library for matrix products that train.py chooses (policies.precision).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from algos.critic import EnsembleMLP, adam, move_towards
+from policies.precision import large_products
 
 OBS, ACTION, HIDDEN = 78, 4, 256
 TAU, LR = 0.005, 3e-4
@@ -58,7 +60,7 @@ class Batched:
         loss.backward()
         self.optimiser.step()
         move_towards(self.target, self.critic, TAU)
-        return float(loss)
+        return float(loss.detach())
 
 
 class Loop:
@@ -77,7 +79,17 @@ class Loop:
         with torch.no_grad():
             for p, q in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
                 p.mul_(1 - TAU).add_(q, alpha=TAU)
-        return float(loss)
+        return float(loss.detach())
+
+
+def in_training(update: Callable[[], object]) -> Callable[[], object]:
+    """As train.py calls it."""
+
+    def call() -> None:
+        with large_products():
+            update()
+
+    return call
 
 
 def interleaved(sides: dict[str, Callable[[], object]], rounds: int, per_round: int) -> dict[str, float]:
@@ -105,12 +117,12 @@ def against_the_loop(n: int, batch: int, rounds: int) -> None:
             raise SystemExit(f"the two sides disagree: loss {a} against {b}")
     members = torch.tensor([0, 1])
     sides: dict[str, Callable[[], object]] = {
-        "batched": lambda: ours.update(x, after, reward, members),
+        "batched": in_training(lambda: ours.update(x, after, reward, members)),
         "loop": lambda: loop.update(x, after, reward, members),
+        "loop with our products": in_training(lambda: loop.update(x, after, reward, members)),
     }
     ms = interleaved(sides, rounds, 5)
-    print(f"E={n}, batch {batch}: batched {ms['batched']:.1f} ms, loop {ms['loop']:.1f} ms, "
-          f"ratio {ms['loop'] / ms['batched']:.2f}")  # fmt: skip
+    print(f"E={n}, batch {batch}:", *(f"{name} {ms[name]:.1f} ms ({ms[name] / ms['batched']:.2f})" for name in ms))
 
 
 def against_stable_baselines3(batch: int, rounds: int) -> None:
@@ -161,7 +173,7 @@ def against_stable_baselines3(batch: int, rounds: int) -> None:
         ours.update_critic(drawn)
         ours.update_actor(drawn)
 
-    ms = interleaved({"ours": update, "sb3": lambda: peer.train(1, batch)}, rounds, 5)
+    ms = interleaved({"ours": in_training(update), "sb3": lambda: peer.train(1, batch)}, rounds, 5)
     print(f"SAC, 2 critics, batch {batch}: ours {ms['ours']:.1f} ms, stable-baselines3 {ms['sb3']:.1f} ms, "
           f"ratio {ms['sb3'] / ms['ours']:.2f}")  # fmt: skip
 
