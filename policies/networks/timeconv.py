@@ -20,11 +20,10 @@ _FEW = 16  # samples
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether to use library operations: off the CPU, under autocast, in the compiler, for forward-mode derivatives."""
+    """Whether to use library operations: off the CPU, in the compiler, for forward-mode derivatives."""
     return (
         x.device.type != "cpu"
-        or x.dtype not in (torch.float32, torch.float64)
-        or torch.is_autocast_enabled("cpu")
+        or (x.dtype not in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu"))
         or torch.compiler.is_compiling()
         or forward_ad._current_level >= 0
     )
@@ -101,7 +100,8 @@ class TimeConv(_TimeKernel):
         """Same length."""
         if x.shape[1] < _FEW or _plain(x):  # one product over copied rows then costs less than several
             return _window_product(x, self.weight, self.bias, self.margin, self.margin)
-        return _TapConv.apply(x.contiguous(), self.weight, self.bias)  # type: ignore[no-any-return]
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        return _TapConv.apply(x.to(dtype).contiguous(), self.weight.to(dtype), self.bias.to(dtype))  # type: ignore[no-any-return]
 
 
 class Downsample(_TimeKernel):
@@ -204,4 +204,5 @@ class GroupNormMish(nn.Module):
             mean, rstd = _group_moments(x.float(), self.n_groups, self.eps)
             scale = rstd * self.weight
             return F.mish(torch.addcmul(self.bias - mean * scale, x, scale))
+        x = x.float() if x.dtype not in (torch.float32, torch.float64) else x
         return _GroupNormMish.apply(x, self.weight, self.bias, self.n_groups, self.eps)  # type: ignore[no-any-return]

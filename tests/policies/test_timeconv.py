@@ -41,6 +41,29 @@ def test_conv(b, t, k):
 
 
 @batch
+@pytest.mark.parametrize("t", [1, 2, 4, 16])
+def test_conv_in_bf16(b, t):
+    """Under autocast: bf16's rounding away from float32's values and gradients, which keep the parameters' type."""
+    conv = TimeConv(32, 24, 5)
+    x = torch.randn(t, b, 32)
+    found = []
+    for enabled in (False, True):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = conv(given)
+        assert out.dtype == (torch.bfloat16 if enabled else torch.float32)
+        (conv.weight.grad, conv.bias.grad) = (None, None)
+        torch.manual_seed(0)
+        out.backward(torch.randn(out.shape).to(out.dtype))
+        found.append((out.detach().float(), given.grad, conv.weight.grad, conv.bias.grad))
+    for exact, rounded in zip(*found, strict=True):
+        assert exact is not None
+        assert rounded is not None
+        assert rounded.dtype == torch.float32
+        assert (exact - rounded).abs().max() < 0.02 * exact.abs().max()
+
+
+@batch
 @pytest.mark.parametrize("t", [2, 4, 8])
 def test_downsample(b, t):
     x = torch.randn(t, b, 6, dtype=torch.float64)
