@@ -14,18 +14,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 _FEW = 16  # samples
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether to use library operations: off the CPU, in the compiler, for forward-mode derivatives."""
+    """Whether to use library operations: off the CPU, in the compiler."""
     return (
         x.device.type != "cpu"
         or (x.dtype not in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu"))
         or torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
     )
 
 
@@ -44,20 +42,32 @@ def _window_product(
     return out.view(-1, x.shape[1], c_out)
 
 
-class _TapConv(torch.autograd.Function):
+def _tap_products(x: Tensor, weight: Tensor, bias: Tensor | None) -> Float[Tensor, "t b o"]:
     """The middle tap touches every step, so it comes first and needs nothing zeroed or filled before."""
+    t, b, _ = x.shape
+    middle, rows = len(weight) // 2, x.flatten(0, 1)
+    out = rows @ weight[middle] if bias is None else torch.addmm(bias, rows, weight[middle])
+    out = out.view(t, b, -1)
+    for k, w in enumerate(weight):
+        to, src = _spans(t, k - middle)
+        if k != middle and to.stop > to.start:
+            out[to].flatten(0, 1).addmm_(x[src].flatten(0, 1), w)
+    return out
 
+
+class _TapConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        t, b, _ = x.shape
-        middle = len(weight) // 2
-        out = torch.addmm(bias, x.flatten(0, 1), weight[middle]).view(t, b, -1)
-        for k, w in enumerate(weight):
-            to, src = _spans(t, k - middle)
-            if k != middle and to.stop > to.start:
-                out[to].flatten(0, 1).addmm_(x[src].flatten(0, 1), w)
-        return out
+        ctx.save_for_forward(x, weight)
+        ctx.set_materialize_grads(False)  # None, not zeros, for what has no tangent
+        return _tap_products(x, weight, bias)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dweight: None, dbias: None) -> Tensor:  # type: ignore[override]
+        assert dweight is None, "no derivative in the direction of weights"
+        assert dbias is None
+        return _tap_products(dx.contiguous(), ctx.saved_tensors[1], None)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:  # type: ignore[override]
@@ -162,8 +172,29 @@ class _GroupNormMish(torch.autograd.Function):
         scale = rstd * gamma
         out, slope = mish_and_slope(torch.addcmul(beta - mean * scale, x, scale))
         ctx.save_for_backward(x, slope, gamma, mean, rstd, scale)
+        ctx.save_for_forward(x, slope, gamma, mean, rstd, scale)
+        ctx.set_materialize_grads(False)
         ctx.n_groups = n_groups
         return out
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, dgamma: None, dbeta: None, *_: None) -> Tensor:  # type: ignore[override]
+        assert dgamma is None, "no derivative in the direction of weights"
+        assert dbeta is None
+        x, slope, _gamma, mean, rstd, scale = ctx.saved_tensors
+        t, b, c = x.shape
+        per_group = c // ctx.n_groups
+
+        def group_mean(v: Tensor) -> Tensor:
+            summed = v.view(b, ctx.n_groups, per_group).sum(-1) / (t * per_group)
+            return summed.repeat_interleave(per_group, 1)
+
+        s1 = dx.sum(0)
+        m1 = group_mean(s1)
+        m2 = group_mean((dx * x).sum(0) - mean * s1) * rstd.square()
+        # dz = scale (dx - m1 - (x - mean) m2)
+        dz = torch.addcmul(mean * m2 - m1, x, -m2).add_(dx).mul_(scale)
+        return dz.mul_(slope)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from policies.networks import timeconv
 from policies.networks.timeconv import Downsample, GroupNormMish, TimeConv, Upsample
@@ -108,6 +109,22 @@ def test_group_norm_mish(plain, monkeypatch):
     torch.testing.assert_close(a.grad, b.grad)
     for p, q in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("t", [1, 2, 4])
+@pytest.mark.parametrize("make", [lambda: TimeConv(6, 6, 5), lambda: GroupNormMish(2, 6)], ids=["conv", "norm"])
+def test_forward_derivatives(make, t):
+    """Of the paths for many samples, against differences; nothing is recorded of them."""
+    module = make().double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.normal_()
+    x, v = (torch.randn(t, 20, 6, dtype=torch.float64) for _ in range(2))
+    with torch.no_grad(), forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(module(forward_ad.make_dual(x, v))).tangent
+    e = 1e-6
+    with torch.no_grad():
+        torch.testing.assert_close(tangent, (module(x + e * v) - module(x - e * v)) / (2 * e), atol=1e-7, rtol=1e-6)
 
 
 def test_mish_and_slope_everywhere():
