@@ -26,6 +26,7 @@ from data.chunks import ChunkBatch, ChunkDataset, ChunkSampler
 from data.normaliser import Normaliser
 from launch.demos import demonstrations
 from policies.build import build_policy, normaliser_modes
+from policies.precision import large_products
 from policies.rng import BatchRng
 
 TURN_S = 4.0
@@ -45,7 +46,8 @@ class Side:
     def train(self, dataset: ChunkDataset, seconds: float) -> None:
         start = time.perf_counter()
         while time.perf_counter() - start < seconds:
-            self.algo.update(dataset.batch(next(self.sampler)))
+            with large_products():
+                self.algo.update(dataset.batch(next(self.sampler)))
             self.updates += 1
         self.seconds += time.perf_counter() - start
 

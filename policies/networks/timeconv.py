@@ -109,7 +109,9 @@ class TimeConv(_TimeKernel):
     def forward(self, x: Float[Tensor, "t b c"]) -> Float[Tensor, "t b o"]:
         """Same length."""
         if x.shape[1] < _FEW or _plain(x):  # one product over copied rows then costs less than several
-            return _window_product(x, self.weight, self.bias, self.margin, self.margin)
+            reach = min(self.margin, len(x) - 1)  # farther taps touch nothing
+            weight = self.weight[self.margin - reach : self.margin + reach + 1]
+            return _window_product(x, weight, self.bias, reach, reach)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return _TapConv.apply(x.to(dtype).contiguous(), self.weight.to(dtype), self.bias.to(dtype))  # type: ignore[no-any-return]
 
