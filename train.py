@@ -49,6 +49,7 @@ from launch.run import Run
 from launch.session import Session
 from launch.start import check_value_range, read_config, start_accelerator
 from launch.terminal import Bar, Interrupted, StopSignal, console, run_main
+from launch.threads import settle_threads
 from policies.build import build_policy, normaliser_modes
 from policies.checkpoint import wrapped_config
 from policies.chunk_policy import ChunkPolicy
@@ -98,6 +99,8 @@ class Imitation(Session):
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
+        sample = ChunkSampler(len(self.dataset), self.batch_size, config["seed"])
+        settle_threads(config, lambda: self.algo.rehearse(self.dataset.batch(next(sample))))
 
     def demonstrations(self, config: dict[str, Any], accelerator: Accelerator) -> tuple[Episodes, TaskSpec]:
         """The data set, and the part of its task that is used."""
@@ -176,6 +179,7 @@ class FineTuning(Session):
         options = {k: v for k, v in algo.items() if k not in LOOP_OPTIONS}
         self.critic_obs: list[str] = algo.get("critic_obs") or []
         self.algo: Learner = self.make_learner(options)
+        settle_threads(config, None)
         self.env_steps = algo["env_steps"]
         self.acting = start_acting(config, self.algo, self.task, self.policy_config())
         self.history = History()

@@ -75,8 +75,7 @@ class BC:
 
     def update(self, batch: ChunkBatch) -> Metrics:
         """One optimiser step. A loss or gradient that is not finite changes nothing and comes back as it is."""
-        with self.accelerator.autocast():
-            loss, metrics = self.model(batch, self.rng)
+        loss, metrics = self._loss(batch, self.rng)
         self.accelerator.backward(loss)
         norm = self._gradient_norm()
         if torch.isfinite(norm):
@@ -85,6 +84,16 @@ class BC:
             self.ema.update()
         self.optimiser.zero_grad(set_to_none=True)
         return {**metrics, "grad_norm": norm, "lr": torch.tensor(self.schedule.get_last_lr()[0])}
+
+    def rehearse(self, batch: ChunkBatch) -> None:
+        """Loss and gradient as in an update, and nothing comes of them: to measure what an update takes."""
+        loss, _ = self._loss(batch, BatchRng(0, self.accelerator.device))
+        self.accelerator.backward(loss)
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def _loss(self, batch: ChunkBatch, rng: BatchRng) -> tuple[Tensor, Metrics]:
+        with self.accelerator.autocast():
+            return self.model(batch, rng)
 
     def _gradient_norm(self) -> Tensor:
         limit = self.grad_clip if self.grad_clip > 0 else math.inf

@@ -27,6 +27,7 @@ from policies.heads.consistency import Ask, ConsistencyHead, Level
 from policies.heads.guidance import Guidance
 from policies.heads.head import Head
 from policies.policy import Metrics
+from policies.rng import BatchRng
 
 
 class Teaching:
@@ -115,12 +116,11 @@ class Distillation(BC):
         self.teaching = Teaching(teacher.head, solver, self.ema.model.head if target == "ema" else None)  # type: ignore[arg-type]
         policy.head.lesson = self.teaching  # type: ignore[assignment]
 
-    def update(self, batch: ChunkBatch) -> Metrics:
-        """See BC."""
+    def _loss(self, batch: ChunkBatch, rng: BatchRng) -> tuple[Tensor, Metrics]:
         if self.learns_to_see:
             with torch.no_grad(), self.accelerator.autocast():
                 self.teaching.tokens = self.teacher.encode(batch.obs)
-        return super().update(batch)
+        return super()._loss(batch, rng)
 
 
 def check_path(student: ChunkPolicy, teacher: ChunkPolicy) -> None:

@@ -38,6 +38,7 @@ from data.chunks import ChunkDataset, ChunkSampler
 from data.episodes import EpisodeStore
 from launch.demos import demonstrations
 from policies.networks.unet1d import UNet1d
+from policies.precision import large_products
 from train import make_policy
 
 logging.disable(logging.WARNING)
@@ -106,7 +107,8 @@ class Ours:
 
     def step(self, batch: object = None) -> tuple[int, float]:
         """(samples, loss) of one update; without ``batch``, loading is part of it."""
-        metrics = self.algo.update(self.load() if batch is None else batch)  # type: ignore[arg-type]
+        with large_products():  # as train.py does
+            metrics = self.algo.update(self.load() if batch is None else batch)  # type: ignore[arg-type]
         return self.batch_size, float(metrics["loss"])
 
     def chunk(self, states: np.ndarray, noise: Tensor) -> np.ndarray:

@@ -21,7 +21,7 @@ from configs.loader import load_config
 RESULTS = Path(__file__).parent / "results"
 LEFT_OUT = ("seeds", "checkpoint")  # of eval.json
 GROUPS = ("algo", "policy", "obs", "network")  # that a command line chooses by name
-PLACES = ("run_dir", "data.root", "base_config", "base_demo_seeds", "device", "precision", "resume")
+PLACES = ("run_dir", "data.root", "base_config", "base_demo_seeds", "device", "precision", "threads", "resume")
 
 
 def read(folder: Path) -> dict[str, Any] | None:

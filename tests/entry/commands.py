@@ -45,11 +45,13 @@ class Done(NamedTuple):
         return json.loads(self.out.splitlines()[-1])
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+def environment(**more: str | None) -> dict[str, str]:
+    """This process's and ``more``, without those that are None."""
+    wanted = {**os.environ, "OMP_NUM_THREADS": "1", **more}
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
-def run_command(*command: str, limit: float = TIMEOUT, **env: str) -> Done:
+def run_command(*command: str, limit: float = TIMEOUT, **env: str | None) -> Done:
     """A real command in a fresh process, from the repository's root; ``limit`` in seconds."""
     done = subprocess.run(
         command, cwd=REPO, env=environment(**env), capture_output=True, text=True, timeout=limit, check=False
@@ -57,7 +59,7 @@ def run_command(*command: str, limit: float = TIMEOUT, **env: str) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def python(*arguments: str, **env: str) -> Done:
+def python(*arguments: str, **env: str | None) -> Done:
     return run_command(sys.executable, *arguments, **env)
 
 
