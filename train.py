@@ -100,7 +100,8 @@ class Imitation(Session):
             world_size=accelerator.num_processes,
         )
         sample = ChunkSampler(len(self.dataset), self.batch_size, config["seed"])
-        settle_threads(config, lambda: self.algo.rehearse(self.dataset.batch(next(sample))))
+        alone = accelerator.num_processes == 1  # several processes have a core each
+        settle_threads(config, (lambda: self.algo.rehearse(self.dataset.batch(next(sample)))) if alone else None)
 
     def demonstrations(self, config: dict[str, Any], accelerator: Accelerator) -> tuple[Episodes, TaskSpec]:
         """The data set, and the part of its task that is used."""
