@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,15 +61,29 @@ def _onednn_is_faster() -> bool:
     return bool(error < 1e-3)  # in bf16 it would be 0.2
 
 
+class _Switch:
+    """torch's, which is one for all threads: set by the first that enters, set back by the last that leaves."""
+
+    lock = threading.Lock()
+    inside = 0
+    before: Any = None
+
+
 @contextmanager
 def _onednn() -> Iterator[None]:
     switch: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue] - torch 2.9
-    before = switch.fp32_precision
-    switch.fp32_precision = "bf16"
+    with _Switch.lock:
+        if _Switch.inside == 0:
+            _Switch.before = switch.fp32_precision
+            switch.fp32_precision = "bf16"
+        _Switch.inside += 1
     try:
         yield
     finally:
-        switch.fp32_precision = before
+        with _Switch.lock:
+            _Switch.inside -= 1
+            if _Switch.inside == 0:
+                switch.fp32_precision = _Switch.before
 
 
 @contextmanager
@@ -77,10 +92,10 @@ def large_products() -> Iterator[None]:
 
     torch leaves them to MKL, which on AMD's processors makes no use of AVX-512; oneDNN does, in less than half the
     time. It is asked only where the precision within a product may be bf16, which it does not use unless the processor
-    has tiles (AMX); that its products are float32's is checked once. Not for acting: one observation's products are
-    small, and oneDNN takes longer to begin.
+    has tiles (AMX); that its products are float32's is checked once. For training, and for the points of a cloud; not
+    for the rest of acting: one observation's products are small, and oneDNN takes longer to begin.
     """
-    if not _onednn_is_faster():
+    if torch.compiler.is_compiling() or not _onednn_is_faster():
         yield
         return
     with _onednn():

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_BLOCK_ROWS = 8192  # points per pass without gradients: keeps the widest activation in the last-level cache
+from policies.precision import large_products
+
+_BLOCK_ROWS = 2048  # points per pass without gradients: keeps the widest activation in the last-level cache
+_ACTING_ROWS = 512  # and where only the maximum is asked for: in the second-level cache
 
 
 class PointCloudEncoder(nn.Module):
@@ -49,18 +52,17 @@ class PointCloudEncoder(nn.Module):
         return x
 
     @torch.no_grad()
-    def _max(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Maximum over the points and where it is attained, both (N, hidden[-1]), block by block."""
+    def _argmax(self, points: Tensor) -> Tensor:
+        """Where the maximum over the points is attained, (N, hidden[-1]), block by block."""
         block = max(1, _BLOCK_ROWS // points.shape[1])
-        parts = [self._per_point(part).max(dim=1) for part in points.split(block)]
-        return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+        return torch.cat([self._per_point(part).max(dim=1).indices for part in points.split(block)])
 
     def critical_points(self, points: Float[Tensor, "n p c"]) -> Float[Tensor, "n m c"]:
         """The points that attain the maximum in some channel; m is the largest number any cloud has.
 
         Clouds with fewer are filled up with other points of theirs, which cannot change the maximum.
         """
-        argmax = self._max(points)[1]
+        argmax = self._argmax(points)
         attained = torch.zeros(points.shape[:2], device=points.device)
         attained.scatter_(1, argmax, 1.0)
         m = int(attained.sum(1).max().item())
@@ -70,7 +72,10 @@ class PointCloudEncoder(nn.Module):
     def forward(self, points: Float[Tensor, "n p c"]) -> Float[Tensor, "n d"]:
         """Normalised points -> features."""
         if not torch.is_grad_enabled():
-            return self.projection(self._max(points)[0])
+            block = max(1, _ACTING_ROWS // points.shape[1])
+            with large_products():
+                most = torch.cat([self._per_point(part).amax(dim=1) for part in points.split(block)])
+            return self.projection(most)
         if self.critical_points_only and not points.requires_grad:
             points = self.critical_points(points)
         return self._projected_all(points)

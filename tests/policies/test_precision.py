@@ -48,6 +48,20 @@ def test_acting_keeps_torchs_own_library(decided):
         assert current() == before
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has no such switch")
+def test_two_threads_leave_the_switch_as_they_found_it(decided):
+    """The first to come need not be the last to go."""
+    before = current()
+    decided(True)
+    first, second = precision.large_products(), precision.large_products()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert current() == "bf16"
+    second.__exit__(None, None, None)
+    assert current() == before
+
+
 def test_intels_processors_keep_mkl(monkeypatch):
     """MKL uses all of their vectors, and oneDNN might round to bf16 there."""
     monkeypatch.setattr(precision.Path, "read_text", lambda path: "vendor_id : GenuineIntel")
