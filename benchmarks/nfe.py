@@ -4,8 +4,8 @@
 
 Batch 1, float32, one thread, point cloud (512 points) and robot state in, actions in environment units out. All cases
 are the same network with the same weights and take turns of three calls; medians of the first calls (the processor's
-caches hold another case's weights, as they hold other things on a busy robot) and of the others (they hold this one's). ``--onnx`` adds onnxruntime, ``--compile``
-``compile=true``.
+caches hold another case's weights, as they hold other things on a busy robot) and of the others (they hold this one's).
+``--onnx`` adds onnxruntime, ``--compile`` ``compile=true``.
 """
 
 from __future__ import annotations
