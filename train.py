@@ -155,7 +155,7 @@ class Imitation(Session):
                     rate = (self.step - first) * self.batch_size * self.accelerator.num_processes
                     rate /= time.perf_counter() - started
                     numbers = self.log(samples_per_s=round(rate, 1), epoch=round(self.sampler.epoch, 3))
-                    bar.update(self.step, f"loss {numbers['loss']:.4f}, {rate:.0f} samples/s")
+                    bar.update(self.step, f"loss {numbers['loss']:.3g}, {rate:.0f} samples/s")
                 if self.step % config["algo"]["save_every"] == 0 or self.step == self.train_steps:
                     self.save()
 

@@ -100,6 +100,8 @@ def build_policy(config: Mapping[str, Any], spec: TaskSpec, normaliser: Normalis
     encoder = ObsEncoder(spec.obs, config["encoder"])
     head_name, head_args = _named(config, "policy")
     net_name, net_args = _named(config, "network")
+    if "time_scale" in head_args:
+        net_args.setdefault("time_scale", float(head_args.pop("time_scale")))
     of_the_path = head_args.get("denoiser", head_args)
     if "n_train_steps" in of_the_path:  # the network then sees DDPM's integer k
         net_args.setdefault("time_scale", float(of_the_path["n_train_steps"]))

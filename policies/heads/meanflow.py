@@ -27,7 +27,8 @@ from policies.rng import BatchRng
 
 
 class MeanFlowHead(Head):
-    """The network sees (t, t - r).
+    """The network sees (t, t - r). du/dt goes through its embedding of the times, so this must be smooth: sinusoids of
+    t and t - r themselves (``policy.time_scale=1``, as in MP1), not of DDPM's integer steps, which drown it.
 
     Guidance is part of what is learned and costs nothing in sampling. MP1's released code takes the network's answer
     under the condition itself for that under the null token: cfg_scale=2 with cfg_dropout=0.
@@ -49,10 +50,10 @@ class MeanFlowHead(Head):
         network: nn.Module,
         *,
         n_inference_steps: int = 1,
-        t_mean: float = -0.4,
-        t_std: float = 1.0,
+        t_mean: float = 0.0,
+        t_std: float = 1.6,
         flow_ratio: float = 0.5,
-        adaptive_power: float = 0.5,
+        adaptive_power: float = 1.0,
         derivative: Literal["jvp", "difference"] = "jvp",
         difference_step: float = 0.005,
         alignment: float = 0.0,

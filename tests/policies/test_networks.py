@@ -1,12 +1,14 @@
 """Networks and encoders against their definitions."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from algos.bc import BC
+from configs.loader import load_config
 from data.construct import construct, lookup
 from data.errors import ConfigError
 from policies.build import build_policy
@@ -15,6 +17,7 @@ from policies.encoders.image import SpatialSoftmax
 from policies.encoders.obs import ObsEncoder
 from policies.encoders.pointcloud import PointCloudEncoder
 from policies.encoders.reconstruction import chamfer
+from policies.networks.embed import Sinusoid
 from policies.networks.unet1d import UNet1d
 from tests.policies.conftest import config, make, make_batch, make_store
 
@@ -138,3 +141,21 @@ def test_reconstruction_falls_and_leaves_sampling_alone(tmp_path, name):
     plain.load_state_dict(own)
     noise = policy.draw_noise(4)
     assert torch.equal(policy.eval().act(batch.obs, noise=noise), plain.act(batch.obs, noise=noise))
+
+
+@pytest.mark.parametrize("network", ["mlp", "unet1d", "transformer", "dit"])
+def test_meanflow_s_derivative_is_not_drowned_by_the_embedding_of_its_times(state_store, network):
+    """Sinusoids of integer steps change many times faster than they are large, and du/dt passes through them."""
+
+    def ratio(**changes):
+        section = load_config("train", ["policy=meanflow"])["policy"]
+        whole = {**config("meanflow", network), "policy": {**section, **changes}}
+        policy = build_policy(whole, state_store.task, make(state_store).normaliser)
+        time = policy.head.network.time
+        t = torch.rand(256, 2, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            value, rate = torch.func.jvp(partial(Sinusoid.forward, time), (t,), (torch.ones_like(t),))
+        return (rate.square().mean() / value.square().mean()).sqrt()
+
+    assert ratio() < 1
+    assert ratio(time_scale=100.0) > 10
