@@ -82,14 +82,13 @@ class ChunkPolicy(Policy):
             seed = int(torch.randint(2**31, ()).item())
             rng = BatchRng(seed, batch.action.device)
         action = self.normaliser.normalise("action", batch.action)
-        obs = batch.obs
-        if self.prefix is not None:
-            obs = {**obs, PREFIX: self.prefix.drawn(action, self.n_obs_steps - 1, rng)}
-        tokens = self.encode(obs, rng)
+        seen = self.encoder.translated(batch.obs, rng)
+        given = {} if self.prefix is None else {PREFIX: self.prefix.drawn(action, self.n_obs_steps - 1, rng)}
+        tokens = self.encode({**seen, **given}, rng)
         loss = self.head.loss(action, tokens, batch.is_pad, rng)
         if self.reconstruction is None:
             return loss, {"loss": loss.detach()}
-        error = self.reconstruction(tokens, {k: self.normaliser.normalise(k, batch.obs[k]) for k in self.spec.obs})
+        error = self.reconstruction(tokens, {k: self.normaliser.normalise(k, seen[k]) for k in self.spec.obs})
         loss = loss + self.reconstruction.weight * error
         return loss, {"loss": loss.detach(), "reconstruction": error.detach()}
 

@@ -20,7 +20,7 @@ OF_THE_WHOLE = {
     "rgb": ("shared", "with_depth"),
     "depth": ("shared",),
     "goal": ("shared",),
-    "pointcloud": ("relative_to",),
+    "pointcloud": ("relative_to", "translate", "positions"),
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class ObsEncoder(nn.Module):
     Args:
         fields: the task's observations.
         options: keyword arguments of the encoders by kind, see ``make_encoders``; ``pointcloud.relative_to`` see
-            ``relative``; ``fusion``: "concat", "tokens" (of width ``token_dim``) or "gated".
+            ``relative``, its ``translate`` and ``positions`` see ``translated``; ``fusion``: "concat", "tokens" (of
+            width ``token_dim``) or "gated".
 
     Attributes:
         options: the same, completed by what a checkpoint must hold to do without the files that they name.
@@ -56,6 +58,31 @@ class ObsEncoder(nn.Module):
                 f"encoder.pointcloud.relative_to='{self.relative_to}' must be an observation that starts with a "
                 f"position (x, y, z); there are {sorted(fields)}. null turns it off."
             )
+        self.translate, self.positions = self._make_translation(fields, sections.get("pointcloud", {}))
+
+    def _make_translation(
+        self, fields: Mapping[str, FieldSpec], cloud: Mapping[str, Any]
+    ) -> tuple[tuple[float, ...], dict[str, list[int]]]:
+        asked, positions = cloud.get("translate", 0.0), dict(cloud.get("positions") or {})
+        option = "encoder.pointcloud.translate"
+        reach = tuple(float(r) for r in asked) if isinstance(asked, Sequence) else (float(asked),) * 3
+        if len(reach) != 3 or not all(0 <= r < math.inf for r in reach):
+            raise ConfigError(f"{option}={asked} must be metres, at least 0, or [x, y, z] of them.")
+        if not self.clouds or not any(reach):
+            return (0.0, 0.0, 0.0), {}
+        for key, field in fields.items():
+            if field.is_image:
+                raise ConfigError(f"{option}={asked}: the picture '{key}' cannot be moved along.")
+            if field.kind in ("state", "goal") and key not in positions:
+                raise ConfigError(
+                    f"{option}={asked}: say where positions (x, y, z) start in '{key}' {field.shape}: "
+                    f"encoder.pointcloud.positions='{{{key}: [0]}}', or '{{{key}: []}}' where none do."
+                )
+            if any(not 0 <= start <= field.shape[0] - 3 for start in positions.get(key, [])):
+                raise ConfigError(
+                    f"encoder.pointcloud.positions: '{key}' {field.shape} has no three numbers at {positions[key]}."
+                )
+        return reach, {key: list(starts) for key, starts in positions.items() if key in fields}
 
     def _unobserved(self, fields: Mapping[str, FieldSpec]) -> dict[str, FieldSpec]:
         language = self.options.get("language", {})
@@ -130,6 +157,29 @@ class ObsEncoder(nn.Module):
                 gripper = torch.cat([gripper, obs[key][..., :1, 3:]], -1)
             out[key] = torch.cat([points, points[..., :3] - normalise(key, gripper)[..., :3]], -1)
         return out
+
+    def translated(self, obs: Mapping[str, Tensor], rng: BatchRng) -> dict[str, Tensor]:
+        """Scenes, in training: clouds and ``positions``, all frames of a sample by the same offset in +-``translate``.
+
+        Where actions are displacements, they do not depend on where a scene is; ten demonstrations do not say so.
+
+        Args:
+            obs: environment units, (B, To, *shape) by key.
+            rng: drives it; nothing is drawn where ``translate`` is 0.
+        """
+        moved = dict(obs)
+        if not any(self.translate):
+            return moved
+        some = obs[self.clouds[0]]
+        offset = (2 * rng.rand(len(some), 3) - 1).to(some) * some.new_tensor(self.translate)
+        for key in self.clouds:
+            moved[key] = obs[key].clone()
+            moved[key][..., :3] += offset[:, None, None]
+        for key, starts in self.positions.items():
+            moved[key] = obs[key].clone()
+            for start in starts:
+                moved[key][..., start : start + 3] += offset[:, None]
+        return moved
 
     def forward(self, obs: Mapping[str, Tensor], rng: BatchRng | None = None) -> Float[Tensor, "b l c"]:
         """``rng`` drives the augmentation of images in training; every key draws its own."""

@@ -19,7 +19,8 @@ from policies.encoders.pointcloud import PointCloudEncoder
 from policies.encoders.reconstruction import chamfer
 from policies.networks.embed import Sinusoid
 from policies.networks.unet1d import UNet1d
-from tests.policies.conftest import config, make, make_batch, make_store
+from policies.rng import BatchRng
+from tests.policies.conftest import ENCODER, config, make, make_batch, make_store, task
 
 
 def test_critical_points_change_neither_features_nor_gradients():
@@ -119,6 +120,60 @@ def test_offsets_from_the_gripper_are_in_the_cloud_s_units(tmp_path):
     torch.testing.assert_close(seen[..., :3], policy.normaliser.normalise("pointcloud", obs["pointcloud"]))
     with pytest.raises(ConfigError, match="relative_to='gripper' must be an observation"):
         ObsEncoder(policy.spec.obs, {"pointcloud": {"relative_to": "gripper"}})
+
+
+def test_scenes_are_moved_as_a_whole(tmp_path):
+    """Points and positions by one offset a sample, of every size up to the one asked for; offsets to the hand stay."""
+    store = make_store(tmp_path / "d.zarr", ("pointcloud", "state"), n_episodes=8)
+    cloud = {**ENCODER["pointcloud"], "translate": [0.5, 0.25, 0.0], "positions": {"state": [0]}}
+    policy = make(store, encoder={**ENCODER, "pointcloud": cloud})
+    obs = make_batch(store, 128).obs
+    before = {key: value.clone() for key, value in obs.items()}
+    moved = policy.encoder.translated(obs, BatchRng(0))
+    assert all(torch.equal(obs[key], before[key]) for key in obs)
+    by = moved["state"][:, 0, :3] - obs["state"][:, 0, :3]
+    torch.testing.assert_close(moved["state"][..., :3], obs["state"][..., :3] + by[:, None])
+    assert torch.equal(moved["state"][..., 3:], obs["state"][..., 3:])
+    torch.testing.assert_close(moved["pointcloud"][..., :3], obs["pointcloud"][..., :3] + by[:, None, None])
+    largest = torch.tensor([0.5, 0.25, 0.0])
+    for end in (by.amax(0), -by.amin(0)):
+        assert (end <= largest + 1e-5).all()
+        assert (end >= 0.9 * largest).all()
+    relative = partial(policy.encoder.relative, normalise=policy.normaliser.normalise)
+    torch.testing.assert_close(
+        relative(moved)["pointcloud"][..., 3:], relative(obs)["pointcloud"][..., 3:], atol=1e-5, rtol=0
+    )
+
+
+def test_training_sees_moved_scenes_and_acting_does_not(tmp_path):
+    store = make_store(tmp_path / "d.zarr", ("pointcloud", "state"))
+    cloud = {**ENCODER["pointcloud"], "translate": 0.3, "positions": {"state": [0]}}
+    still, moving = make(store), make(store, encoder={**ENCODER, "pointcloud": cloud})
+    batch = make_batch(store, 8)
+    seen = []
+    moving.encoder.encoders["state"].register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    losses = [float(moving.loss(batch, BatchRng(seed))[0]) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    noise = torch.randn(8, *still.noise_shape)
+    assert torch.equal(still.sample(batch.obs, noise=noise), moving.sample(batch.obs, noise=noise))
+
+
+@pytest.mark.parametrize(
+    ("keys", "cloud", "message"),
+    [
+        (("pointcloud", "state"), {"translate": -0.1}, "at least 0"),
+        (("pointcloud", "state"), {"translate": [0.1, 0.1]}, "at least 0"),
+        (("pointcloud", "state"), {"translate": 0.1}, r"where positions .* start in 'state'"),
+        (("pointcloud", "state"), {"translate": 0.1, "positions": {"state": [5]}}, "no three numbers at"),
+        (("pointcloud", "rgb"), {"translate": 0.1}, "picture 'rgb'"),
+    ],
+)
+def test_scenes_that_cannot_be_moved_are_refused(tmp_path, keys, cloud, message):
+    fields = task(keys).obs
+    with pytest.raises(ConfigError, match=message):
+        ObsEncoder(fields, {**ENCODER, "pointcloud": {"hidden": [16, 32], "out_dim": 16, **cloud}})
 
 
 def test_chamfer_by_brute_force():
