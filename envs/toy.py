@@ -25,7 +25,7 @@ class ToyEnv:
     """Position and goal in [-1, 1]^2; an action moves the point by ``speed`` times its value.
 
     With ``obstacle`` > 0 a disc of that radius stands in the middle, the point starts left of it and the goal is right
-    of it; a move that would end inside the disc does not happen.
+    of it; a move that would end inside the disc does not happen, or, with ``fragile``, is the end of the episode.
 
     Observations: state (position, goal), agent_pos, pointcloud (a ring around the goal), rgb_top.
     """
@@ -40,6 +40,7 @@ class ToyEnv:
         terminate_on_success: bool = True,
         obstacle: float = 0.0,
         either_side: bool = False,
+        fragile: bool = False,
         image_size: int = 16,
         name: str = "toy",
     ):
@@ -49,6 +50,7 @@ class ToyEnv:
             reward: "sparse" (1 at the first success) or "dense" (minus the distance).
             either_side: the expert passes the obstacle on a side drawn for the episode, which nobody sees beforehand;
                 otherwise on the nearer one.
+            fragile: the obstacle must not be touched; the expert keeps clear of it.
 
         Raises:
             ConfigError: an unknown observation or reward.
@@ -59,7 +61,7 @@ class ToyEnv:
         if reward not in ("sparse", "dense"):
             raise ConfigError(f"reward is 'sparse' or 'dense', not '{reward}'.")
         self._length, self._radius, self._speed = episode_length, radius, speed
-        self._obstacle, self._either, self._pixels = obstacle, either_side, image_size
+        self._obstacle, self._either, self._fragile, self._pixels = obstacle, either_side, fragile, image_size
         self._dense, self._terminate = reward == "dense", terminate_on_success
         fields = {**_FIELDS, "rgb_top": FieldSpec((image_size, image_size, 3), "uint8", "rgb")}
         self.spec = TaskSpec(
@@ -72,6 +74,7 @@ class ToyEnv:
                 "obs": list(obs), "episode_length": episode_length, "radius": radius, "speed": speed,
                 "reward": reward, "terminate_on_success": terminate_on_success, "obstacle": obstacle,
                 "image_size": image_size, **({"either_side": True} if either_side else {}),
+                **({"fragile": True} if fragile else {}),
             },
         )  # fmt: skip
         self._position = self._goal = np.zeros(2)
@@ -92,14 +95,15 @@ class ToyEnv:
     def step(self, action: np.ndarray) -> StepResult:
         """Move."""
         moved = np.clip(self._position + self._speed * check_action(action, self.spec), -1, 1)
-        if np.linalg.norm(moved) >= self._obstacle:
+        free = bool(np.linalg.norm(moved) >= self._obstacle)
+        if free:
             self._position = moved
         self._steps += 1
         distance = float(np.linalg.norm(self._position - self._goal))
         success = distance < self._radius
         first = success and not self._succeeded
         self._succeeded |= success
-        terminated = success and self._terminate
+        terminated = (success and self._terminate) or (self._fragile and not free)
         truncated = not terminated and self._steps >= self._length
         return StepResult(-distance if self._dense else float(first), success, terminated, truncated)
 
@@ -129,7 +133,8 @@ class ToyEnv:
         towards = self._goal - self._position
         if self._obstacle and self._position[0] < (0.05 if self._either else 0.0):
             side = self._side or (1.0 if self._position[1] + self._goal[1] >= 0 else -1.0)
-            towards = np.array([0.1, side * (self._obstacle + 0.15)]) - self._position
+            clear = self._obstacle + (0.3 if self._fragile else 0.15)
+            towards = np.array([0.1, side * clear]) - self._position
         return np.clip(towards / self._speed, -1, 1).astype(np.float32)
 
     def render(self, height: int = 96, width: int = 96) -> np.ndarray:

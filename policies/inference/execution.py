@@ -175,16 +175,24 @@ class RealTime(Execution):
 
     Args:
         policy, delay: see Execution.
-        beta, hold_past: see ``rtc``.
+        beta, hold_past, line_search: see ``rtc``.
     """
 
     continues = True
 
-    def __init__(self, policy: ChunkPolicy, *, delay: int = 0, beta: float = 5.0, hold_past: bool = True):
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        *,
+        delay: int = 0,
+        beta: float = 5.0,
+        hold_past: bool = True,
+        line_search: bool = True,
+    ):
         super().__init__(policy, delay=delay)
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta={beta} must be finite and not negative")
-        self.beta, self.hold_past = beta, hold_past
+        self.beta, self.hold_past, self.line_search = beta, hold_past, line_search
 
     def follow(
         self,
@@ -205,6 +213,7 @@ class RealTime(Execution):
             execution_horizon=since,
             beta=self.beta,
             hold_past=self.hold_past and past_known,
+            line_search=self.line_search,
             noise=chunk_noise(self.policy, len(previous), generator),
         )
 

@@ -13,6 +13,12 @@ pi-GDM (Song et al. 2023). The paper writes it for straight paths. For z = alpha
 by Tweedie's A_hat = (z + sigma^2 score) / alpha. On straight paths w is the paper's guidance weight (its eq. 2, with
 t -> 1 - t), which it clips at beta. Scaling z, and with it alpha and sigma, changes neither w nor sigma J, so beta
 means the same on every path, and a diffusion head is guided as the flow head of the same denoiser would be.
+
+Actions of a chunk go together, so that along some directions J is up to H times what this prior makes of it. There the
+paper's pull carries the estimate past Y, as far as into another mode. Ours goes no further than to where the estimate
+agrees best with Y (``line_search``), which for A ~ N(0, I) is where the paper's ends:
+
+    A_hat' = A_hat + min(sigma w, <W d, p> / <W p, p>) p,  d = Y - A_hat,  p = J^T W d
 """
 
 from __future__ import annotations
@@ -54,6 +60,8 @@ def guided(
     target: Float[Tensor, "b h da"],
     weights: Float[Tensor, "h 1"],
     beta: float,
+    *,
+    line_search: bool = True,
 ) -> Float[Tensor, "b h da"]:
     """The estimate of A, pulled towards ``target`` where ``weights`` say so; not clipped.
 
@@ -62,9 +70,14 @@ def guided(
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         clean = head.clean(z, t, prepared, clip=False)
-        (pull,) = torch.autograd.grad(clean, z, (weights * (target - clean)).detach())
+        missing = (weights * (target - clean)).detach()
+        (pull,) = torch.autograd.grad(clean, z, missing)
     alpha, sigma = head.path(t)
-    return clean.detach() + sigma * guidance_weight(alpha, sigma, beta) * pull
+    size = pull.new_full((len(pull), 1, 1), sigma * guidance_weight(alpha, sigma, beta))
+    if line_search:
+        gain, cost = (missing * pull).sum((1, 2), True), (weights * pull.square()).sum((1, 2), True)
+        size = size.minimum(gain.clamp_min(0) / cost.clamp_min(torch.finfo(cost.dtype).tiny))
+    return clean.detach() + size * pull
 
 
 def rtc(
@@ -76,6 +89,7 @@ def rtc(
     execution_horizon: int,
     beta: float = 5.0,
     hold_past: bool = True,
+    line_search: bool = True,
     noise: Float[Tensor, "b h da"] | None = None,
 ) -> Float[Tensor, "b h da"]:
     """A chunk for ``obs`` that continues ``previous``.
@@ -90,6 +104,7 @@ def rtc(
         execution_horizon: s, control steps since ``previous`` was sampled.
         beta: largest guidance weight.
         hold_past: hold the chunk's first To - 1 actions, which are executed already, as well.
+        line_search: see the module; False is the paper's.
         noise: (B, H, Da); drawn here when not given.
 
     Returns:
@@ -99,7 +114,8 @@ def rtc(
     weights = soft_mask(policy.horizon, past + delay, execution_horizon).to(previous)[:, None]
     if not hold_past:
         weights[:past] = 0
-    return inpaint(policy, obs, shift(previous, execution_horizon), weights, beta=beta, noise=noise)
+    target = shift(previous, execution_horizon)
+    return inpaint(policy, obs, target, weights, beta=beta, line_search=line_search, noise=noise)
 
 
 def inpaint(
@@ -109,6 +125,7 @@ def inpaint(
     weights: Float[Tensor, "h 1"],
     *,
     beta: float = 5.0,
+    line_search: bool = True,
     noise: Float[Tensor, "b h da"] | None = None,
 ) -> Float[Tensor, "b h da"]:
     """A chunk for ``obs`` that is held to ``target`` by ``weights`` in [0, 1]; see ``rtc``."""
@@ -118,5 +135,5 @@ def inpaint(
         head,
         head.start(noise),
         head.schedule(),
-        lambda z, t: guided(head, z, t, prepared, target, weights, beta),
+        lambda z, t: guided(head, z, t, prepared, target, weights, beta, line_search=line_search),
     )

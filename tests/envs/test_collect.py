@@ -149,19 +149,35 @@ def test_no_expert_no_demonstrations(tmp_path, monkeypatch):
         collect_demos(TOY, tmp_path / "demos", 1, SEED, n_workers=0)
 
 
-def test_an_expert_that_goes_either_way():
+def obstacle(**options):
+    return make_env({"suite": "toy", "obs": ["state"], "obstacle": 0.4, "episode_length": 60, **options})
+
+
+def test_an_obstacle_that_must_not_be_touched():
+    """Straight on is the end of an episode, and no success; where it only stands in the way, nothing happens."""
+    straight = np.array([1.0, 0.0], np.float32)
+    for fragile in (False, True):
+        env = obstacle(fragile=fragile)
+        env.reset(0)
+        env._position[1] = 0.0
+        ends = [env.step(straight) for _ in range(20)]
+        assert not any(end.success for end in ends)
+        assert any(end.terminated for end in ends) == fragile
+
+
+@pytest.mark.parametrize("fragile", [False, True])
+def test_an_expert_that_goes_either_way(fragile):
     """Both sides of the toy's obstacle are taken, from starts that look the same; an episode keeps to its side."""
-    env = make_env({"suite": "toy", "obs": ["state"], "obstacle": 0.4, "either_side": True, "episode_length": 60})
+    env = obstacle(either_side=True, fragile=fragile)
     sides = []
     for seed in range(40):
         env.reset(seed)
         path = []
         for _ in range(60):
             path.append(env.observe()["state"][:2])
-            if env.step(env.expert_action()).terminated:
+            if (end := env.step(env.expert_action())).terminated:
                 break
-        else:
-            pytest.fail(f"no success from seed {seed}")
+        assert end.success, f"no success from seed {seed}"
         middle = min(path, key=lambda p: abs(p[0]))
         sides.append(np.sign(middle[1]))
     assert 10 < sides.count(1.0) < 30

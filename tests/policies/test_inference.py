@@ -58,7 +58,8 @@ def test_guidance_follows_the_gradient(state_store, obs, name):
         return -0.5 * (weights * (y - head.clean(z, t, prepared, clip=False)).square()).sum((1, 2))
 
     with torch.no_grad():
-        pulled = guided(head, z, t, prepared, y, weights, 5.0) - head.clean(z, t, prepared, clip=False)
+        pulled = guided(head, z, t, prepared, y, weights, 5.0, line_search=False)
+        pulled = pulled - head.clean(z, t, prepared, clip=False)
     alpha, sigma = head.path(t)
     gradient = pulled / (sigma * guidance_weight(alpha, sigma, 5.0))
     slope = (potential(z + 1e-5 * direction) - potential(z - 1e-5 * direction)) / 2e-5
@@ -87,6 +88,24 @@ def test_guidance_is_the_same_on_every_path():
         other = gaussian_head(kind, MEAN, 0.7)
         moved, t_other = translate(z, head, t, other)
         torch.testing.assert_close(guided(other, moved, t_other, torch.zeros(3, 1, 1), y, weights, 5.0), expected)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "flow", "edm"])
+def test_a_pull_ends_where_the_estimate_agrees_best(kind):
+    """Where J is larger than the paper takes it to be: A ~ N(0, 3^2), or actions of a chunk that go together."""
+    head = gaussian_head(kind, torch.zeros(8, 3), 3.0)
+    t = translate(torch.zeros(1, 8, 3), gaussian_head("flow", MEAN), 0.6, head)[1]
+    z, y = torch.randn(5, 8, 3), torch.randn(5, 8, 3)
+    start, weights = head.clean(z, t, torch.zeros(5, 1, 1), clip=False), soft_mask(8, 2, 3)[:, None]
+
+    def off(size, **options):
+        end = guided(head, z, t, torch.zeros(5, 1, 1), y, weights, 5.0, **options)
+        return (weights * (y - start - size * (end - start)).square()).sum((1, 2))
+
+    sizes = torch.linspace(0, 2, 201)
+    best = torch.stack([off(size) for size in sizes]).argmin(0)
+    assert torch.equal(sizes[best], torch.ones(5))
+    assert (off(1.0, line_search=False) > off(0.0)).all()  # further away than without any guidance
 
 
 @pytest.mark.parametrize("name", WALKED)
