@@ -36,7 +36,8 @@ class MeanFlowHead(Head):
     Args:
         t_mean, t_std: of the normal distribution that t and r are drawn from, before a sigmoid; the larger one is t.
         flow_ratio: part of the rows with r = t, where the target is v alone.
-        adaptive_power: p; rows are weighted by (||u - u_tgt||^2 + 1e-3)^-p. 0 is the plain squared error.
+        adaptive_power: p; rows are weighted by (mean (u - u_tgt)^2 + 1e-3)^-p. 0 is the plain squared error. The mean over a
+            row's entries is MP1's own; with a sum p > 0 would weigh the dispersive loss against chunk lengths.
         derivative: "jvp" (forward mode) or "difference" (central, over 2 ``difference_step``: OMP's).
         alignment: weight of the directional alignment; 0 in MP1.
         common: the rest of Head's.
@@ -78,7 +79,7 @@ class MeanFlowHead(Head):
         u = self.network(z, torch.stack([t, gap], 1), prepared)
         difference = u - self.target(z, v, t, gap, prepared)
         square = difference.square()
-        weight = (square.detach().sum((1, 2), keepdim=True) + 1e-3) ** -self.adaptive_power
+        weight = (square.detach().mean((1, 2), keepdim=True) + 1e-3) ** -self.adaptive_power
         error = weight * square
         if self.alignment:
             cosine = F.cosine_similarity(u.flatten(1), v.flatten(1))

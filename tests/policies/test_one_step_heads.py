@@ -48,6 +48,26 @@ def test_meanflow_at_one_point(derivative):
         torch.testing.assert_close(head.sample(COND, torch.randn(2, 8, 3)), point.expand(2, 8, 3), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_meanflow_weighs_rows_by_their_mean_squared_error(power):
+    """An error of 0.1 everywhere: 0.01 / (0.01 + 1e-3)^p, whatever the length of a chunk."""
+    point = torch.linspace(-0.9, 0.9, 24).view(8, 3)
+    exact = AnyTimes(point, "velocity")
+
+    class Off(torch.nn.Module):
+        prepare = staticmethod(lambda cond: cond)
+
+        def forward(self, x, t, prepared):
+            return exact(x, t, prepared) + 0.1
+
+    for length in (8, 4):
+        exact.point = point[:length]
+        head = MeanFlowHead(Off(), adaptive_power=power, flow_ratio=1.0)
+        action, pad = point[:length].expand(64, length, 3), torch.zeros(64, length, dtype=torch.bool)
+        loss = head.loss(action, torch.zeros(64, 1, 1), pad, BatchRng(0))
+        assert float(loss) == pytest.approx(0.01 / 0.011**power, rel=1e-3)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_jvp_is_the_derivative_along_the_path(network):
     """Against central differences in double precision, over chunks large enough for the fast kernels."""
