@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -43,10 +43,10 @@ def folder(root: Path, cell: Cell) -> Path:
     return root / (f"{name}-{n}steps" if name == "rti" else f"{name}-delay{delay}")
 
 
-def evaluate(root: Path, cell: Cell, argv: Sequence[str], rti: Sequence[str]) -> None:
-    """One cell."""
+def evaluate(root: Path, cell: Cell, argv: Sequence[str], options: Mapping[str, Sequence[str]]) -> None:
+    """One cell; ``options`` of eval.py by method."""
     name, delay, n = cell
-    own = [f"execution.n_steps={n}", *rti] if name == "rti" else []
+    own = [*([f"execution.n_steps={n}"] if n else []), *options.get(name, [])]
     ensure_evaluation(folder(root, cell), [*argv, f"execution.name={name}", f"execution.delay={delay}", *own])
 
 
@@ -69,10 +69,11 @@ def plot(root: Path, methods: Sequence[str], delays: Sequence[int], steps: Seque
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     success, jerk, warm = figure.subplots(1, 3)
-    sync = read(root / "sync-delay0")
+    sync, lowest = read(root / "sync-delay0"), 1.0
     for name in methods:
         at = [("sync" if name == "async" and not d else name, d, 0) for d in delays]
         found = [(d, r) for (_, d, _), r in zip(at, (read(folder(root, c)) for c in at), strict=True) if r]
+        lowest = min([lowest, *(r["success_ci95"][0] for _, r in found)])
         errorbars(success, found, COLOURS[name], name)
         jerk.plot([d for d, _ in found], [r["execution"]["jerk"] for _, r in found], "o-", color=COLOURS[name])
     found = [(r["execution"]["nfe"], r) for r in (read(folder(root, ("rti", 0, n))) for n in steps) if r]
@@ -81,9 +82,12 @@ def plot(root: Path, methods: Sequence[str], delays: Sequence[int], steps: Seque
         for axes, value in ((success, sync["success_rate"]), (jerk, sync["execution"]["jerk"])):
             axes.axhline(value, color=COLOURS["sync"], ls=":", label="the world waits")
         errorbars(warm, [(sync["execution"]["nfe"], sync)], COLOURS["sync"], "full denoising")
-    success.set(xlabel="delay, control steps", ylabel="success (95 % interval)", ylim=(-0.02, 1.02))
+    lowest = min([lowest, *(r["success_ci95"][0] for _, r in found)])
+    success.set(xlabel="delay, control steps", ylabel="success (95 % interval)")
     jerk.set(xlabel="delay, control steps", ylabel="jerk, (action / step$^3$)$^2$", yscale="log")
-    warm.set(xlabel="network evaluations per chunk", ylabel="success (95 % interval)", ylim=(-0.02, 1.02))
+    warm.set(xlabel="network evaluations per chunk", ylabel="success (95 % interval)")
+    for axes in (success, warm):
+        axes.set_ylim(max(-0.02, lowest - 0.1), 1.01)
     for axes in (success, jerk, warm):
         axes.grid(alpha=0.3)
     success.legend(loc="lower left")
@@ -110,6 +114,9 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", type=int, default=[1, 2, 3, 5], help="network evaluations of warm starts")
     parser.add_argument("--action-steps", type=int, default=4, help="n_action_steps; at least the largest delay")
     parser.add_argument("--rti", nargs="*", default=[], help="options of warm starts, e.g. execution.start=0.2")
+    parser.add_argument(
+        "--rtc", nargs="*", default=[], help="options of real-time chunking, e.g. execution.line_search=false"
+    )
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("overrides", nargs="*", help="after --: options of eval.py")
@@ -118,7 +125,8 @@ def main() -> None:
     root.mkdir(parents=True, exist_ok=True)
     argv = [f"checkpoint={args.checkpoint.resolve()}", f"n_episodes={args.episodes}", "n_envs=1"]
     argv += [f"n_action_steps={args.action_steps}", *args.overrides]
-    check_same(root, [*argv, *args.rti])
+    check_same(root, [*argv, *args.rti, *args.rtc])
+    options = {"rti": args.rti, "rtc": args.rtc}
     table = cells(args.methods, args.delays, args.steps)
 
     def report() -> None:
@@ -127,7 +135,7 @@ def main() -> None:
         plot(root, args.methods, args.delays, args.steps)
         print("\n" + lines, flush=True)
 
-    side_by_side([partial(evaluate, root, c, argv, args.rti) for c in table], args.jobs, report)
+    side_by_side([partial(evaluate, root, c, argv, options) for c in table], args.jobs, report)
 
 
 if __name__ == "__main__":

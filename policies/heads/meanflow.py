@@ -36,8 +36,8 @@ class MeanFlowHead(Head):
     Args:
         t_mean, t_std: of the normal distribution that t and r are drawn from, before a sigmoid; the larger one is t.
         flow_ratio: part of the rows with r = t, where the target is v alone.
-        adaptive_power: p; rows are weighted by (mean (u - u_tgt)^2 + 1e-3)^-p. 0 is the plain squared error. The mean over a
-            row's entries is MP1's own; with a sum p > 0 would weigh the dispersive loss against chunk lengths.
+        adaptive_power: p; rows are weighted by (mean (u - u_tgt)^2 + 1e-3)^-p. 0 is the plain squared error. The mean
+            is MP1's own; a sum would let the dispersive loss count the more, the longer the chunk.
         derivative: "jvp" (forward mode) or "difference" (central, over 2 ``difference_step``: OMP's).
         alignment: weight of the directional alignment; 0 in MP1.
         common: the rest of Head's.
