@@ -72,12 +72,11 @@ def row(root: Path, task: str, seed: int, method: str) -> str:
 
 
 def averages(root: Path, tasks: list[str], seeds: list[int], methods: list[str]) -> dict[str, dict[str, float]]:
-    """Of every method that has ended on all tasks and seeds."""
+    """Means of every method that has ended on all tasks and seeds."""
     out: dict[str, dict[str, float]] = {}
     for method in methods:
-        results = [read(root / f"{t}-{method}-s{s}") for t in tasks for s in seeds]
-        found = [r for r in results if r is not None]
-        if len(found) == len(results):
+        found = [r for t in tasks for s in seeds if (r := read(root / f"{t}-{method}-s{s}"))]
+        if len(found) == len(tasks) * len(seeds):
             best = [top5(r) for r in found]
             out[method] = {
                 "success": mean(r["success_rate"] for r in found),
@@ -85,6 +84,25 @@ def averages(root: Path, tasks: list[str], seeds: list[int], methods: list[str])
                 "top5": mean(b if b is not None else float("nan") for b in best),
             }
     return out
+
+
+def matrix(root: Path, tasks: list[str], seeds: list[int], methods: list[str]) -> list[str]:
+    """Lines of methods against tasks, success in %, and what ``averages`` says."""
+    found = averages(root, tasks, seeds, methods)
+    lines = ["| method | " + " | ".join([*(t.removesuffix("-v3") for t in tasks), "mean", "top 5", "ms"]) + " |"]
+    lines.append("|---" * (len(tasks) + 4) + "|")
+    for method in methods:
+        cells = []
+        for task in tasks:
+            results = [read(root / f"{task}-{method}-s{s}") for s in seeds]
+            rates = [r["success_rate"] for r in results if r is not None]
+            cells.append(percent(mean(rates)) if len(rates) == len(seeds) else "-")
+        if (n := found.get(method)) is not None:
+            cells += [percent(n["success"]), percent(n["top5"]), f"{n['ms']:.1f}"]
+        else:
+            cells += ["-"] * 3
+        lines.append("| " + " | ".join([method, *cells]) + " |")
+    return lines
 
 
 def plot(root: Path, found: dict[str, dict[str, float]]) -> None:
@@ -120,12 +138,10 @@ def main() -> None:
     cases = [(t, s, m) for s in args.seeds for t in args.tasks for m in args.methods]
 
     def report() -> None:
-        found = averages(root, args.tasks, args.seeds, args.methods)
-        lines = [HEADER, *(row(root, *case) for case in cases), "", "| method | mean success, % | mean top 5 | ms |"]
-        lines += ["|---|---|---|---|"]
-        lines += [f"| {m} | {percent(n['success'])} | {percent(n['top5'])} | {n['ms']:.1f} |" for m, n in found.items()]
+        lines = [HEADER, *(row(root, *case) for case in cases), ""]
+        lines += matrix(root, args.tasks, args.seeds, args.methods)
         (root / "table.md").write_text("\n".join(lines) + "\n")
-        plot(root, found)
+        plot(root, averages(root, args.tasks, args.seeds, args.methods))
         print("\n" + "\n".join(lines), flush=True)
 
     if args.report:
