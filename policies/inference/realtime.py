@@ -16,7 +16,7 @@ means the same on every path, and a diffusion head is guided as the flow head of
 
 Actions of a chunk go together, so that along some directions J is up to H times what this prior makes of it. There the
 paper's pull carries the estimate past Y, as far as into another mode. Ours goes no further than to where the estimate
-agrees best with Y (``line_search``), which for A ~ N(0, I) is where the paper's ends:
+agrees best with Y (``line_search``), which for A ~ N(0, I) and no beta is where the paper's ends:
 
     A_hat' = A_hat + min(sigma w, <W d, p> / <W p, p>) p,  d = Y - A_hat,  p = J^T W d
 """
